@@ -1,0 +1,121 @@
+"""The network that turns images into features: the paper's, or any timm architecture without batch statistics."""
+
+import math
+
+import timm
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+
+class JemCnn(nn.Module):
+    """
+    The norm-free convolutional network of Kelly, Zemel and Grathwohl (arXiv 2108.04227, appendix).
+
+    A 3x3 convolution to `width` channels; 4x4 convolutions of stride 2 down to 4x4 pixels, to 2, 4, 8, 8, ... times
+    `width` channels; a 1x1 convolution back to `width`; two linear layers of `hidden_size`. SiLU after each.
+
+    Args:
+        img_size (`int`): Height and width of the images, a power of two from 8 on.
+        in_chans (`int`): Channels of the images.
+        num_classes (`int`): Size of a last linear layer; 0 for features.
+        width (`int`): Channels of the first layer (the paper has 64).
+        hidden_size (`int`): Size of the features.
+    """
+
+    def __init__(self, img_size=64, in_chans=3, num_classes=0, width=64, hidden_size=128):
+        super().__init__()
+        img_size = img_size[0] if isinstance(img_size, (tuple, list)) else img_size
+        if img_size < 8 or img_size & (img_size - 1):
+            raise ValueError(f"jem_cnn takes images of 8, 16, 32, 64, ... pixels, not {img_size}: choose one of these")
+        num_halvings = int(math.log2(img_size)) - 2
+        channels = [width * min(2**i, 8) for i in range(num_halvings + 1)]
+        layers = [nn.Conv2d(in_chans, width, 3, padding=1), nn.SiLU()]
+        for inner, outer in zip(channels, channels[1:]):
+            layers += [nn.Conv2d(inner, outer, 4, stride=2, padding=1), nn.SiLU()]
+        layers += [nn.Conv2d(channels[-1], width, 1), nn.SiLU()]
+        self.convolutions = nn.Sequential(*layers)
+        self.mlp = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(16 * width, hidden_size),
+            nn.SiLU(),
+            nn.Linear(hidden_size, hidden_size),
+            nn.SiLU(),
+        )
+        self.num_features = self.head_hidden_size = hidden_size
+        self.reset_classifier(num_classes)
+
+    def get_classifier(self):
+        return self.head
+
+    def reset_classifier(self, num_classes, global_pool=None):
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
+
+    def forward_features(self, x):
+        return self.convolutions(x)
+
+    def forward_head(self, x, pre_logits=False):
+        features = self.mlp(x)
+        return features if pre_logits else self.head(features)
+
+    def forward(self, x):
+        return self.forward_head(self.forward_features(x))
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "jem_cnn": {
+            "input_size": (3, 64, 64),
+            "fixed_input_size": True,
+            "first_conv": "convolutions.0",
+            "classifier": "head",
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+        }
+    }
+)
+
+
+@register_model
+def jem_cnn(pretrained=False, **kwargs) -> JemCnn:
+    return build_model_with_cfg(JemCnn, "jem_cnn", pretrained, **kwargs)
+
+
+def check_backbone(name: str):
+    """Raise `ValueError` unless timm has the architecture `name`."""
+    if not timm.is_model(name):
+        similar = [*timm.list_models(f"{name.split('_')[0]}*"), "jem_cnn", "convnext_atto", "nf_resnet26"]
+        raise ValueError(f"unknown backbone {name!r}; timm has, for example, {', '.join(sorted(set(similar))[:5])}")
+
+
+def create_backbone(name: str, image_size: int, num_channels: int, **kwargs) -> nn.Module:
+    """
+    A timm model that maps images (B, C, H, W) to features (B, `head_hidden_size`) and can be differentiated twice.
+
+    Raises:
+        ValueError: the model has batch statistics, with which the energy of an image depends on its batch.
+    """
+    if timm.get_pretrained_cfg(name).fixed_input_size:
+        kwargs.setdefault("img_size", image_size)
+    backbone = timm.create_model(name, pretrained=False, in_chans=num_channels, num_classes=0, **kwargs)
+    for module in backbone.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and not isinstance(
+            module, nn.modules.instancenorm._InstanceNorm
+        ):
+            raise ValueError(
+                f"backbone {name!r} has batch normalisation, with which the energy of an image depends on its batch: "
+                "pass backbone_kwargs={'norm_layer': 'groupnorm'} where the architecture takes it, or choose one "
+                "without, such as 'jem_cnn', 'nf_resnet26', 'convnext_atto' or 'vit_tiny_patch16_224'"
+            )
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False  # the fused kernels have no second derivative
+    return backbone
+
+
+def init_non_persistent_buffers(module: nn.Module):
+    """Recompute what timm modules keep out of the checkpoint, after weights were loaded on the meta device."""
+    if hasattr(module, "init_non_persistent_buffers"):
+        module.init_non_persistent_buffers()
+    elif getattr(module, "feat_shape", None) is not None and hasattr(module, "_get_pos_embed_values"):
+        module.pos_embed = module._get_pos_embed_values(module.feat_shape, device=torch.device("cpu"))

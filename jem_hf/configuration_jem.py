@@ -1,0 +1,129 @@
+"""Configuration of a joint energy-based model."""
+
+from difflib import get_close_matches
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .zoo import FromZoo
+
+BINARY = ["False", "True"]
+CHOICES = {
+    "head": ["product"],
+    "sampler": ["flow", "langevin"],
+    "free_attributes": ["marginalise", "gibbs", "complete"],
+}
+
+
+def nearest_name(name: str, names) -> str:
+    """The end of an error message about an unknown name: `"; did you mean 'Smiling'?"`, or what there is."""
+    match = get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else f"; choose from {', '.join(names)}"
+
+
+@strict
+class JemConfig(FromZoo, PreTrainedConfig):
+    r"""
+    What a [`JemModel`] is: its network, its images, its attributes and how it samples by default.
+
+    Args:
+        attributes (`list[str]`):
+            Names of the K attributes, in the order of the label columns.
+        attribute_values (`dict[str, list[str]]`, *optional*):
+            The values of the attributes that are not binary, by name. All others have the values False and True.
+        backbone (`str`, defaults to `"jem_cnn"`):
+            A timm architecture without batch statistics. `jem_cnn` is the network of the paper.
+        backbone_kwargs (`dict`, *optional*):
+            Arguments for `timm.create_model`, such as `{"width": 64}`.
+        image_size (`int`, defaults to 32): Height and width of the images, in pixels.
+        num_channels (`int`, defaults to 3): Colour channels of the images.
+        head (`str`, defaults to `"product"`): How features and labels make an energy.
+        sampler (`str`, defaults to `"flow"`):
+            How images are drawn: `"flow"` (gradient flow from normal noise, for energies trained by the warm-up) or
+            `"langevin"` (the paper's chain from uniform noise, for energies trained by contrastive divergence).
+        num_inference_steps (`int`, defaults to 24): Steps of the generating chain.
+        flow_time (`float`, defaults to 1.6): Sum of the step sizes of the flow.
+        step_size (`float`, defaults to 4.0): Step of the Langevin chain, in pixels of [-1, 1].
+        noise_scale (`float`, defaults to 0.002): Noise of the Langevin chain, in pixels of [-1, 1].
+        guidance_scale (`float`, defaults to 2.0): g in `log p(x) + g log p(y|x)`.
+        free_attributes (`str`, defaults to `"complete"`):
+            What becomes of attributes that a request leaves open: `"marginalise"` (summed out), `"gibbs"` (drawn along
+            the chain) or `"complete"` (drawn once, before the chain, from the model of the labels).
+
+    Raises:
+        ValueError: no attributes, a duplicate attribute, fewer than two values, an unknown backbone, head, sampler or
+            treatment of free attributes.
+    """
+
+    model_type = "jem"
+    has_no_defaults_at_init = True
+
+    attributes: list[str] | None = None
+    attribute_values: dict[str, list[str]] | None = None
+    backbone: str = "jem_cnn"
+    backbone_kwargs: dict | None = None
+    image_size: int = 32
+    num_channels: int = 3
+    head: str = "product"
+    sampler: str = "flow"
+    num_inference_steps: int = 24
+    flow_time: float | int = 1.6
+    step_size: float | int = 4.0
+    noise_scale: float | int = 0.002
+    guidance_scale: float | int = 2.0
+    free_attributes: str = "complete"
+
+    def __post_init__(self, **kwargs):
+        self.backbone_kwargs = self.backbone_kwargs or {}
+        self.attribute_values = self.attribute_values or {}
+        self._check_attributes()
+        self._check_network()
+        kwargs["id2label"] = dict(enumerate(self.label_names))
+        kwargs["label2id"] = {name: i for i, name in enumerate(self.label_names)}
+        kwargs.pop("num_labels", None)
+        self.problem_type = "multi_label_classification"
+        super().__post_init__(**kwargs)
+
+    def _check_attributes(self):
+        if not self.attributes:
+            raise ValueError("JemConfig needs at least one attribute: pass attributes=['Smiling', ...]")
+        for name in self.attributes:
+            if not name or not isinstance(name, str):
+                raise ValueError(f"attribute names are non-empty strings, not {name!r}")
+            if self.attributes.count(name) > 1:
+                raise ValueError(f"duplicate attribute {name!r}: name every attribute once")
+        for name, values in self.attribute_values.items():
+            if name not in self.attributes:
+                raise ValueError(f"attribute_values has the unknown attribute {name!r}{nearest_name(name, self.attributes)}")
+            if len(values) < 2 or len(set(values)) < len(values):
+                raise ValueError(f"attribute {name!r} needs at least two different values, not {values}")
+
+    def _check_network(self):
+        from .backbone_jem import check_backbone
+
+        check_backbone(self.backbone)
+        for field, choices in CHOICES.items():
+            value = getattr(self, field)
+            if value not in choices:
+                raise ValueError(f"unknown {field} {value!r}{nearest_name(value, choices)}")
+
+    def values(self, attribute: str) -> list[str]:
+        """The values of one attribute, in the order of their label indices."""
+        return self.attribute_values.get(attribute, BINARY)
+
+    @property
+    def num_values(self) -> list[int]:
+        """V_k, the number of values of each of the K attributes."""
+        return [len(self.values(name)) for name in self.attributes]
+
+    @property
+    def label_names(self) -> list[str]:
+        """One name for each log-odds: the attribute where it is binary, else `attribute=value` for each value."""
+        return [
+            label
+            for name in self.attributes
+            for label in ([f"{name}={value}" for value in self.values(name)] if name in self.attribute_values else [name])
+        ]
+
+
+__all__ = ["JemConfig"]

@@ -1,0 +1,38 @@
+"""Images in, pixels in [-1, 1] out, and back."""
+
+import torch
+from PIL import Image
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling
+
+from .zoo import FromZoo
+
+
+class JemImageProcessor(FromZoo, TorchvisionBackend):
+    """
+    Resizes the shorter side, crops the centre and scales pixels to [-1, 1].
+
+    A `shortest_edge` above the crop's size zooms in: aligned CelebA faces fill the frame at 1.25 times.
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_STANDARD_MEAN
+    image_std = IMAGENET_STANDARD_STD
+    size = {"shortest_edge": 32}
+    crop_size = {"height": 32, "width": 32}
+    default_to_square = False
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+
+    @staticmethod
+    def to_pil(pixel_values: torch.Tensor) -> list[Image.Image]:
+        """Images of pixels (B, C, H, W) in [-1, 1]; values beyond are clipped."""
+        pixels = pixel_values.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to("cpu", torch.uint8)
+        arrays = pixels.permute(0, 2, 3, 1).numpy()
+        return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
+
+
+__all__ = ["JemImageProcessor"]

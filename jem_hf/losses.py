@@ -1,0 +1,69 @@
+"""Training losses, each a function of logits or of the function that gives them."""
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+
+from .heads_jem import log_joint
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean of `-log p(y_k|x)` in nats over the labels that are present; logits (B, K, V), labels (B, K)."""
+    present = (labels >= 0).sum().clamp(min=1)
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="sum") / present
+
+
+def contrastive_divergence(log_p_data: torch.Tensor, log_p_samples: torch.Tensor) -> torch.Tensor:
+    """`mean log p~(x-) - mean log p~(x+)`: its gradient is minus that of the likelihood (Kelly et al. 2021, eq. 5)."""
+    return log_p_samples.mean() - log_p_data.mean()
+
+
+def nearest_neighbour_entropy(x: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Mean log distance of images `x` (B, C, H, W) to their nearest of `others` (M, C, H, W) (Du et al. 2021, eq. 10)."""
+    distance = torch.cdist(x.flatten(1), others.flatten(1))
+    return distance.min(dim=1).values.clamp(min=1e-6).log().mean()
+
+
+def optimal_transport_pairing(x0: torch.Tensor, x1: torch.Tensor) -> torch.Tensor:
+    """Indices (B,) into `x0` that pair it with `x1` at the least sum of squared distances."""
+    cost = torch.cdist(x1.flatten(1), x0.flatten(1)).square()
+    return torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1], device=x0.device)
+
+
+def random_observed_sets(labels: torch.Tensor, generator=None) -> torch.Tensor:
+    """
+    Labels (B, K) of which a random part is hidden (-1).
+
+    Half of the rows keep all; one in ten none; one in five a few (one to three on average); the rest any share.
+    """
+    batch, num_attributes = labels.shape
+    kind, share = torch.rand(2, batch, 1, generator=generator, device=labels.device)
+    few = (1 + 2 * share) / num_attributes
+    density = torch.where(kind < 0.5, 1.0, torch.where(kind < 0.6, 0.0, torch.where(kind < 0.8, few, share)))
+    keep = torch.rand(labels.shape, generator=generator, device=labels.device) < density
+    return labels.where(keep, -1)
+
+
+def equilibrium_matching(
+    attribute_logits, x1: torch.Tensor, labels: torch.Tensor, generator=None, decay_start: float = 0.8
+) -> torch.Tensor:
+    """
+    Equilibrium Matching (Wang and Du 2025, arXiv 2510.02300) of a joint energy, on random observed sets.
+
+    With noise x0, `x_t = (1 - t) x0 + t x1` and `c(t) = min(1, (1 - t) / (1 - decay_start))`, the mean over pixels of
+    `(grad_x log p~(x_t, y_O) - c(t) (x1 - x0))^2`. Noise and data are paired by optimal transport.
+
+    Args:
+        attribute_logits: Function from images (B, C, H, W) to logits (B, K, V).
+        x1: Data (B, C, H, W) in [-1, 1].
+        labels: (B, K), -1 where missing.
+    """
+    x0 = torch.empty_like(x1).normal_(generator=generator)
+    x0 = x0[optimal_transport_pairing(x0, x1)]
+    t = torch.rand(len(x1), 1, 1, 1, generator=generator, device=x1.device)
+    x_t = torch.lerp(x0, x1, t).requires_grad_(True)
+    observed = random_observed_sets(labels, generator)
+    log_density = log_joint(attribute_logits(x_t), observed)
+    (gradient,) = torch.autograd.grad(log_density.sum(), x_t, create_graph=True)
+    target = ((1 - t) / (1 - decay_start)).clamp(max=1) * (x1 - x0)
+    return (gradient - target).square().mean()

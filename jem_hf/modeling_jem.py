@@ -1,0 +1,191 @@
+"""The joint energy-based model."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .backbone_jem import create_backbone, init_non_persistent_buffers
+from .configuration_jem import CHOICES, JemConfig, nearest_name
+from .heads_jem import HEADS, log_joint, log_marginal
+from .label_prior_jem import PairwiseLabelPrior
+from .sampling_jem import ChainSettings, flow_settings, initial_noise, run_chain
+from .zoo import FromZoo
+
+
+@dataclass
+class JemOutput(ModelOutput):
+    """
+    Output of [`JemModel`].
+
+    Args:
+        loss (`torch.Tensor` of shape (1,), *optional*): Mean of `-log p(y_k|x)` over the labels that are present, in nats.
+        logits (`torch.Tensor` of shape (B, L)):
+            Log-odds of every entry of `config.id2label`: one for a binary attribute, one a value for others.
+        energy (`torch.Tensor` of shape (B,)): `E(x, y_O)`; without labels `E(x)`. Lower is more probable.
+        attribute_logits (`torch.Tensor` of shape (B, K, V)): f(x), -inf where an attribute has fewer than V values.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    energy: torch.Tensor | None = None
+    attribute_logits: torch.Tensor | None = None
+
+
+class JemModel(FromZoo, PreTrainedModel):
+    """
+    One energy over images and attributes, `E(x, y) = -sum_k f_k(x)[y_k]` (Kelly, Zemel and Grathwohl, arXiv 2108.04227).
+
+    It predicts (`predict_proba`), scores (`log_joint`, `log_marginal`) and, with a chain of
+    [`sampling_jem`](sampling_jem.py), draws images.
+    """
+
+    config_class = JemConfig
+    base_model_prefix = "jem"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    accepts_loss_kwargs = False
+    _no_split_modules = ["JemModel"]
+
+    def __init__(self, config: JemConfig):
+        super().__init__(config)
+        self.backbone = create_backbone(
+            config.backbone, config.image_size, config.num_channels, **config.backbone_kwargs
+        )
+        self.head = HEADS[config.head](self.backbone.head_hidden_size, config.num_values)
+        self.label_prior = PairwiseLabelPrior(config.num_values)
+        self.post_init()
+
+    def _init_weights(self, module):
+        init_non_persistent_buffers(module)  # and nothing else: timm and torch have initialised the rest
+
+    def attribute_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """f(x), float32 of shape (B, K, V), from images (B, C, H, W) in [-1, 1]."""
+        config = self.config
+        expected = (config.num_channels, config.image_size, config.image_size)
+        if tuple(pixel_values.shape[1:]) != expected:
+            raise ValueError(
+                f"images of shape (batch, {', '.join(map(str, expected))}) expected, not {tuple(pixel_values.shape)}: "
+                "resize them with JemImageProcessor"
+            )
+        return self.head(self.backbone(pixel_values))
+
+    def log_joint(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Unnormalised `log p(x, y_O)` (B,); labels (B, K) of -1 are missing and marginalised."""
+        return log_joint(self.attribute_logits(pixel_values), self._checked(labels))
+
+    def log_marginal(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Unnormalised `log p(x)` (B,)."""
+        return log_marginal(self.attribute_logits(pixel_values))
+
+    def predict_proba(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`p(y_k = v | x)`, exact, of shape (B, K, V)."""
+        return self.attribute_logits(pixel_values).softmax(-1)
+
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, return_dict: bool | None = None
+    ) -> JemOutput | tuple:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape (B, C, H, W)): Images in [-1, 1].
+            labels (`torch.LongTensor` of shape (B, K), *optional*): Value indices, -1 where missing.
+
+        Raises:
+            ValueError: images or labels of a wrong shape, or a label that its attribute does not have.
+        """
+        logits = self.attribute_logits(pixel_values)
+        loss = None
+        if labels is None:
+            energy = -log_marginal(logits)
+        else:
+            labels = self._checked(labels)
+            energy = -log_joint(logits, labels)
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1)
+        output = JemOutput(loss=loss, logits=self._log_odds(logits), energy=energy, attribute_logits=logits)
+        return output if return_dict is None or return_dict else output.to_tuple()
+
+    @torch.no_grad()
+    def generate(
+        self,
+        labels: torch.Tensor,
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        free_attributes: str | None = None,
+        noise: torch.Tensor | None = None,
+        generator: torch.Generator | None = None,
+        callback=None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Draw images for requests; what is not given is as the config says.
+
+        Args:
+            labels (`torch.LongTensor` of shape (B, K)): What each image shows, -1 where that is free.
+            num_inference_steps (`int`): Network evaluations.
+            guidance_scale (`float`): g in `log p(x) + g log p(y|x)`; more obeys more and varies less.
+            free_attributes (`str`): `"marginalise"`, `"gibbs"` or `"complete"`, see [`JemConfig`].
+            noise (`torch.Tensor` of shape (B, C, H, W)): Start of the chain, drawn if not given.
+            generator (`torch.Generator`): Source of all randomness, on the device of the model.
+            callback: See [`run_chain`](sampling_jem.py).
+
+        Returns:
+            Images (B, C, H, W), about [-1, 1], and the labels (B, K) that they were drawn for (-1: marginalised).
+        """
+        config = self.config
+        free_attributes = free_attributes or config.free_attributes
+        if free_attributes not in CHOICES["free_attributes"]:
+            known = CHOICES["free_attributes"]
+            raise ValueError(f"unknown free_attributes {free_attributes!r}{nearest_name(free_attributes, known)}")
+        labels = self._checked(labels.to(self.device))
+        if free_attributes == "complete":
+            labels = self.label_prior.sample(labels, generator=generator)
+        if noise is None:
+            shape = (len(labels), config.num_channels, config.image_size, config.image_size)
+            noise = initial_noise(config.sampler, shape, self.device, generator)
+        settings = self.chain_settings(num_inference_steps, guidance_scale, gibbs=free_attributes == "gibbs")
+        return run_chain(self.attribute_logits, noise, labels, settings, generator, callback)
+
+    def chain_settings(self, num_steps: int | None = None, guidance_scale: float | None = None, gibbs=False):
+        """[`ChainSettings`] of the config's sampler, with its defaults where an argument is None."""
+        config = self.config
+        num_steps = config.num_inference_steps if num_steps is None else num_steps
+        if num_steps < 1:
+            raise ValueError(f"num_inference_steps is 1 or more, not {num_steps}")
+        guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
+        kwargs = dict(num_steps=num_steps, guidance_scale=guidance_scale, gibbs_every=int(gibbs))
+        if config.sampler == "flow":
+            return flow_settings(flow_time=config.flow_time, **kwargs)
+        return ChainSettings(step_size=config.step_size, noise_scale=config.noise_scale, **kwargs)
+
+    def _log_odds(self, logits: torch.Tensor) -> torch.Tensor:
+        columns = []
+        for k, name in enumerate(self.config.attributes):
+            values = logits[:, k, : self.config.num_values[k]]
+            if name not in self.config.attribute_values:
+                columns.append(values[:, 1] - values[:, 0])
+                continue
+            for v in range(values.shape[1]):
+                others = torch.cat([values[:, :v], values[:, v + 1 :]], dim=1)
+                columns.append(values[:, v] - others.logsumexp(1))
+        return torch.stack(columns, dim=1)
+
+    def _checked(self, labels: torch.Tensor) -> torch.Tensor:
+        num_values = torch.tensor(self.config.num_values, device=labels.device)
+        if labels.ndim != 2 or labels.shape[1] != len(num_values) or labels.is_floating_point():
+            raise ValueError(
+                f"labels are integers of shape (batch, {len(num_values)}), one column for each attribute, "
+                f"not {labels.dtype} {tuple(labels.shape)}"
+            )
+        wrong = ((labels < -1) | (labels >= num_values)).nonzero()
+        if len(wrong):
+            row, k = wrong[0].tolist()
+            raise ValueError(
+                f"label {labels[row, k].item()} of image {row} is not a value of {self.config.attributes[k]!r}: "
+                f"use 0 to {num_values[k].item() - 1}, or -1 where the label is missing"
+            )
+        return labels.long()
+
+
+__all__ = ["JemModel"]

@@ -1,0 +1,185 @@
+"""The independent judge of generated images: a residual classifier trained on the real training split.
+
+It shares nothing with the model that it judges: another architecture (with batch normalisation, which a JEM must not
+have), another seed, another objective. Its weights are cached, so that the same data is learnt once.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models.resnet import BasicBlock, downsample_avg
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+STEM_CHANNELS = 16
+STAGE_CHANNELS = (48, 96, 192)
+DROPOUT = 0.3
+BATCH_SIZE = 64
+MAX_LEARNING_RATE = 3e-3
+WEIGHT_DECAY = 0.05
+SHIFT = 2
+# Part of the cache key: raise the revision when the network or its training changes in any other way.
+ARCHITECTURE = (
+    f"resnet r1 {(STEM_CHANNELS, STAGE_CHANNELS, DROPOUT, BATCH_SIZE, MAX_LEARNING_RATE, WEIGHT_DECAY, SHIFT)}"
+)
+
+
+class Oracle(nn.Module):
+    """A small residual network with batch normalisation that predicts every attribute of an image.
+
+    Args:
+        num_channels: channels C of the images.
+        image_size: height and width of the images in pixels; the stem brings larger ones down to about 32.
+        num_values: number of values V_k of each attribute k; V below is their maximum.
+    """
+
+    def __init__(self, num_channels: int, image_size: int, num_values: Sequence[int]):
+        super().__init__()
+        stride = max(1, image_size // 32)
+        layers = [
+            nn.Conv2d(num_channels, STEM_CHANNELS, 2 * stride + 1, stride, padding=stride, bias=False),
+            nn.BatchNorm2d(STEM_CHANNELS),
+            nn.ReLU(),
+        ]
+        width = STEM_CHANNELS
+        for channels in STAGE_CHANNELS:
+            layers.append(BasicBlock(width, channels, 2, downsample_avg(width, channels, 1, stride=2)))
+            width = channels
+        # The place of a feature tells attributes apart (a hat from a collar), hence no pooling down to one place.
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(DROPOUT))
+        self.head = nn.Linear(16 * width, len(num_values) * max(num_values))
+        lacking = torch.arange(max(num_values)) >= torch.tensor(num_values)[:, None]
+        self.register_buffer("lacking", lacking, persistent=False)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K, V) of images in [-1, 1] of shape (B, C, H, W), -inf at the values that an attribute lacks."""
+        logits = self.head(self.features(images.contiguous(memory_format=torch.channels_last))).float()
+        return logits.view(-1, *self.lacking.shape).masked_fill(self.lacking, -torch.inf)
+
+    @torch.inference_mode()
+    def predict_proba(self, images: Tensor, batch_size: int = 500) -> Tensor:
+        """Probability of every value of every attribute, in batches and in evaluation mode.
+
+        Args:
+            images: (N, C, H, W), uint8 or floats in [-1, 1].
+
+        Returns:
+            (N, K, V) on the CPU, zeros at the values that an attribute lacks.
+        """
+        self.eval()
+        device = self.head.weight.device
+        batches = [self(_signed_pixels(batch.to(device))) for batch in images.split(batch_size)]
+        return torch.cat(batches).softmax(-1).cpu()
+
+    def predict(self, images: Tensor) -> Tensor:
+        """The most probable value of every attribute: (N, K) integers for images as in `predict_proba`."""
+        return self.predict_proba(images).argmax(-1)
+
+
+def load_oracle(
+    train,
+    num_values: Sequence[int],
+    *,
+    seed: int = 1234,
+    num_epochs: int = 6,
+    cache_dir: str | os.PathLike | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Oracle:
+    """The oracle for a training split, from the cache where it is there, else trained and cached.
+
+    Args:
+        train: `AttributeTensors` of the split: images uint8 (N, C, H, W), labels (N, K) with -1 for missing.
+        num_values: number of values of each attribute.
+        cache_dir: root of the cache; by default $JEM_HF_CACHE, else ~/.cache/jem_hf. Weights go to `oracles` in it.
+        progress: called after every training step with the steps done and the steps in all; never on a cache hit.
+
+    Raises:
+        ValueError: `num_values` does not fit the labels.
+    """
+    images, labels = train.images, train.labels
+    if labels.shape[1] != len(num_values):
+        raise ValueError(f"{len(num_values)} numbers of values for labels of {labels.shape[1]} attributes")
+    if (labels.amax(0) >= torch.tensor(num_values)).any():
+        raise ValueError("a label lies outside the values of its attribute")
+    path = _cache_path(images, labels, num_values, seed, num_epochs, cache_dir)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        oracle = Oracle(images.shape[1], images.shape[-1], num_values)
+        if not path.exists():
+            oracle.to("cuda" if torch.cuda.is_available() else "cpu")
+            _train(oracle, images, labels, num_epochs, progress)
+            _save_atomically(oracle, path)
+    oracle.load_state_dict(load_file(path))
+    return oracle.eval()
+
+
+def _train(oracle: Oracle, images: Tensor, labels: Tensor, num_epochs: int, progress) -> None:
+    """AdamW with a one-cycle rate on the mean cross-entropy over the labels that are present."""
+    device = oracle.head.weight.device
+    images, labels = images.to(device), labels.to(device)
+    total = num_epochs * -(-len(images) // BATCH_SIZE)
+    optimizer = torch.optim.AdamW(oracle.parameters(), weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, MAX_LEARNING_RATE, total)
+    oracle.train()
+    done = 0
+    for _ in range(num_epochs):
+        for rows in torch.randperm(len(images), device=device).split(BATCH_SIZE):
+            batch = _signed_pixels(_augment(images[rows]))
+            with torch.autocast(device.type, torch.bfloat16, enabled=_has_native_bfloat16(device)):
+                logits = oracle(batch)
+            targets = labels[rows].flatten()
+            loss = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=-1, reduction="sum")
+            optimizer.zero_grad()
+            (loss / (targets >= 0).sum().clamp(min=1)).backward()
+            optimizer.step()
+            schedule.step()
+            done += 1
+            if progress is not None:
+                progress(done, total)
+
+
+def _augment(images: Tensor) -> Tensor:
+    """Each image flipped left to right with probability 1/2 and shifted by up to SHIFT pixels, edges repeated."""
+    num_images, num_channels, height, width = images.shape
+    device = images.device
+    flip = torch.rand(num_images, 1, 1, 1, device=device) < 0.5
+    offsets = torch.randint(-SHIFT, SHIFT + 1, (2, num_images, 1), device=device)
+    rows = (torch.arange(height, device=device) + offsets[0]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=device) + offsets[1]).clamp(0, width - 1)
+    index = torch.arange(num_images, device=device)[:, None, None, None]
+    channels = torch.arange(num_channels, device=device)[None, :, None, None]
+    return torch.where(flip, images.flip(-1), images)[index, channels, rows[:, None, :, None], columns[:, None, None]]
+
+
+def _signed_pixels(images: Tensor) -> Tensor:
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float().clamp(-1, 1)
+
+
+def _has_native_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 there; emulated on a CPU it is far slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+
+
+def _cache_path(images: Tensor, labels: Tensor, num_values, seed: int, num_epochs: int, cache_dir) -> Path:
+    settings = (ARCHITECTURE, tuple(images.shape), tuple(num_values), seed, num_epochs)
+    key = hashlib.sha256(repr(settings).encode())
+    for tensor in (images, labels):
+        key.update(tensor.cpu().contiguous().numpy())
+    root = Path(cache_dir or os.environ.get("JEM_HF_CACHE") or "~/.cache/jem_hf").expanduser()
+    return root / "oracles" / f"{key.hexdigest()}.safetensors"
+
+
+def _save_atomically(oracle: Oracle, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        save_file({name: tensor.contiguous() for name, tensor in oracle.state_dict().items()}, temporary)
+        os.replace(temporary, path)

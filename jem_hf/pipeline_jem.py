@@ -1,0 +1,122 @@
+"""`pipeline("attribute-conditional-generation")`."""
+
+import torch
+from transformers import Pipeline
+
+from .image_processing_jem import JemImageProcessor
+from .requests_jem import Request, parse_request
+from .sampling_jem import initial_noise
+
+CHAIN_ARGUMENTS = ("num_inference_steps", "guidance_scale", "free_attributes", "callback")
+
+
+class AttributeConditionalGenerationPipeline(Pipeline):
+    """
+    Draws images for any combination of attributes.
+
+    ```python
+    >>> generate = pipeline("attribute-conditional-generation")
+    >>> generate("Eyeglasses & ~Beard", num_images=4)[0]["image"]
+    ```
+    """
+
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __call__(self, requests: Request | list[Request], **kwargs):
+        """
+        Draw images.
+
+        Args:
+            requests: A dict of attribute to value, a string such as `"Eyeglasses & ~Beard"`, or a list of either. `{}`
+                and `""` leave all open.
+            num_images (`int`, defaults to 1): Images for each request.
+            num_inference_steps, guidance_scale, free_attributes: See [`JemConfig`], which holds the defaults.
+            seed (`int`): Seed of each request's noise: requests of one call start from the same noise.
+            generator (`torch.Generator`): Source of randomness instead of a seed.
+            return_tensors (`bool`, defaults to False): Return `pixel_values` (C, H, W) in [-1, 1] instead of PIL images.
+            callback: Called with the images (B, C, H, W) and [`ChainInfo`] before each step; True stops the chain.
+
+        Returns:
+            For each request a list of dicts: `image` (or `pixel_values`), `energy` E(x, y) of the image with the request,
+            `probabilities` that the model sees in the image (p(True) of a binary attribute, a dict of others) and
+            `attributes`, what it was drawn for.
+
+        Raises:
+            ValueError: an empty list, an unknown attribute or value, a contradiction, an argument out of its range.
+        """
+        if isinstance(requests, list) and not requests:
+            raise ValueError("no request to draw: give one such as 'Eyeglasses & ~Beard'")
+        return super().__call__(requests, **kwargs)
+
+    def _sanitize_parameters(
+        self, num_images=None, seed=None, generator=None, return_tensors=None, **chain_arguments
+    ):
+        for name in chain_arguments:
+            if name not in CHAIN_ARGUMENTS:
+                raise TypeError(f"unknown argument {name!r}; known: num_images, seed, generator, {CHAIN_ARGUMENTS}")
+        if num_images is not None and (not isinstance(num_images, int) or num_images < 1):
+            raise ValueError(f"num_images is a whole number from 1 on, not {num_images!r}")
+        if seed is not None and generator is not None:
+            raise ValueError("give a seed or a generator, not both")
+        forward = dict(num_images=num_images, seed=seed, generator=generator, **chain_arguments)
+        forward = {name: value for name, value in forward.items() if value is not None}
+        return {}, forward, {} if return_tensors is None else {"return_tensors": return_tensors}
+
+    def preprocess(self, request):
+        return {"labels": torch.tensor([parse_request(request, self.model.config)])}
+
+    def _forward(self, inputs, num_images=1, seed=None, generator=None, **chain_arguments):
+        model, config = self.model, self.model.config
+        requested = inputs["labels"]
+        batch = len(requested)
+        free_attributes = chain_arguments.get("free_attributes", config.free_attributes)
+        noise, labels = [], []
+        for request in requested:
+            if generator is None or seed is not None:
+                generator = torch.Generator(model.device).manual_seed(torch.seed() if seed is None else seed)
+            shape = (num_images, config.num_channels, config.image_size, config.image_size)
+            noise.append(initial_noise(config.sampler, shape, model.device, generator))
+            rows = request.expand(num_images, -1)
+            labels.append(model.label_prior.sample(rows, generator=generator) if free_attributes == "complete" else rows)
+        x, labels = model.generate(torch.cat(labels), noise=torch.cat(noise), generator=generator, **chain_arguments)
+        output = model(x.clamp(-1, 1), requested.repeat_interleave(num_images, 0))
+        fields = {"pixel_values": x, "energy": output.energy, "labels": labels}
+        fields["probabilities"] = output.attribute_logits.softmax(-1)
+        return {name: value.unflatten(0, (batch, num_images)) for name, value in fields.items()}
+
+    def postprocess(self, outputs, return_tensors=False):
+        config = self.model.config
+        x, energy, labels, probabilities = (
+            outputs[name][0] for name in ("pixel_values", "energy", "labels", "probabilities")
+        )
+        x = x.clamp(-1, 1)
+        images = x if return_tensors else JemImageProcessor.to_pil(x)
+        return [
+            {
+                "pixel_values" if return_tensors else "image": images[i],
+                "energy": energy[i].item(),
+                "probabilities": _named_probabilities(probabilities[i], config),
+                "attributes": {
+                    name: _value(label, name, config) for name, label in zip(config.attributes, labels[i].tolist())
+                },
+            }
+            for i in range(len(x))
+        ]
+
+
+def _named_probabilities(probabilities, config):
+    """{attribute: p(True)} of binary attributes, {attribute: {value: p}} of others, from (K, V)."""
+    return {
+        name: dict(zip(config.values(name), row)) if name in config.attribute_values else row[1]
+        for name, row in zip(config.attributes, probabilities.tolist())
+    }
+
+
+def _value(label, name, config):
+    """A label as users write it: True, False, the name of a value, or None where it was left open."""
+    if label < 0:
+        return None
+    return config.values(name)[label] if name in config.attribute_values else bool(label)

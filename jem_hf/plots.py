@@ -1,0 +1,156 @@
+"""Pictures of results: grids of images and reliability diagrams."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+INK, GREY, PALE = "#22262b", "#8a9099", "#e4e7eb"
+BLUE, LIGHT_BLUE, RED = "#2f6db3", "#9cc3ea", "#e38b96"
+
+
+def image_grid(
+    images: Sequence[Image.Image] | torch.Tensor,
+    num_columns: int = 8,
+    scale: int = 1,
+    padding: int = 2,
+    row_labels: Sequence[str] | None = None,
+) -> Image.Image:
+    """Images in rows on white, each pixel enlarged to a square.
+
+    Args:
+        images: PIL images or tensors (C, H, W), all of one size; tensors are uint8 or floats in [-1, 1], C is 1 or 3.
+        num_columns: images in a full row.
+        scale: side of an enlarged pixel.
+        padding: pixels between images and around them.
+        row_labels: a text for each row, written to the left of it, wrapped at spaces.
+
+    Raises:
+        ValueError: no images, sizes that differ, or a number of labels that is not the number of rows.
+    """
+    tiles = [_enlarged(image, scale) for image in images]
+    if not tiles:
+        raise ValueError("there are no images to draw")
+    if len({tile.size for tile in tiles}) > 1:
+        raise ValueError(f"images of one grid must have one size, not {sorted({tile.size for tile in tiles})}")
+    num_columns = min(num_columns, len(tiles))
+    num_rows = -(-len(tiles) // num_columns)
+    if row_labels is not None and len(row_labels) != num_rows:
+        raise ValueError(f"{len(row_labels)} row labels for {num_rows} rows")
+    step_x, step_y = (side + padding for side in tiles[0].size)
+    margin = _label_margin(row_labels, step_y) if row_labels else 0
+    grid = Image.new("RGB", (margin + num_columns * step_x + padding, num_rows * step_y + padding), "white")
+    for i, tile in enumerate(tiles):
+        row, column = divmod(i, num_columns)
+        grid.paste(tile, (margin + padding + column * step_x, padding + row * step_y))
+    if row_labels:
+        _write_labels(grid, row_labels, margin, step_y)
+    return grid
+
+
+def reliability_diagram(curves: Mapping[str, tuple[Mapping, float]], path: str | os.PathLike) -> None:
+    """Write a PNG of accuracy against confidence with the number of predictions beneath, one panel a model.
+
+    Args:
+        curves: for each name the result of `metrics.reliability_curve` and the expected calibration error.
+        path: file to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.3 * len(curves) + 0.5, 4.8), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    # Nothing lies below confidence one over the number of values: all panels begin at the first bin in use.
+    lower = min(_first_edge(curve) for curve, _ in curves.values())
+    axes = figure.subplots(2, len(curves), sharex=True, sharey="row", squeeze=False, height_ratios=(3.4, 1))
+    for (name, (curve, ece)), upper_axis, lower_axis in zip(curves.items(), *axes, strict=True):
+        _draw_accuracy(upper_axis, curve, lower)
+        upper_axis.set_title(f"{name}\n", color=INK, fontsize=11, fontweight="bold")
+        upper_axis.text(0.5, 1.03, f"ECE {ece:.4f}", color=GREY, ha="center", transform=upper_axis.transAxes)
+        _draw_counts(lower_axis, curve)
+        lower_axis.set_xlabel("confidence", color=INK)
+    axes[0, 0].set_ylabel("accuracy", color=INK)
+    axes[1, 0].set_ylabel("share of\npredictions", color=INK)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    columns = 4 if len(curves) > 1 else 2
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, labelcolor=INK)
+    figure.savefig(path, format="png", dpi=150)
+
+
+def _enlarged(image: Image.Image | torch.Tensor, scale: int) -> Image.Image:
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        if image.dtype != torch.uint8:
+            image = ((image.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        image = Image.fromarray(image.permute(1, 2, 0).expand(-1, -1, 3).contiguous().numpy())
+    image = image.convert("RGB")
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+
+
+def _font(row_height: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=max(10, min(18, row_height // 4)))
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text broken at spaces into lines of at most `width` pixels where words allow it."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
+
+
+def _label_margin(labels: Sequence[str], row_height: int) -> int:
+    """Width of the label column: that of the widest wrapped line, and air on both sides."""
+    font = _font(row_height)
+    lines = [line for label in labels for line in _wrapped(label, font, 14 * font.size).split("\n")]
+    return int(max(font.getlength(line) for line in lines)) + int(1.5 * font.size)
+
+
+def _write_labels(grid: Image.Image, labels: Sequence[str], margin: int, row_height: int) -> None:
+    font = _font(row_height)
+    draw = ImageDraw.Draw(grid)
+    right = margin - 0.5 * font.size
+    for row, label in enumerate(labels):
+        text = _wrapped(label, font, 14 * font.size)
+        place = (right, (row + 0.5) * row_height)
+        draw.multiline_text(place, text, INK, font, anchor="rm", align="right", spacing=font.size // 4)
+
+
+def _first_edge(curve: Mapping) -> float:
+    return np.flatnonzero(curve["count"])[0] / len(curve["count"])
+
+
+def _draw_accuracy(axis, curve: Mapping, lower: float) -> None:
+    """Bars of accuracy; what they lack of the confidence stands on top in red, what exceeds it in pale blue."""
+    used = curve["count"] > 0
+    width = 1 / len(used)
+    middles = (np.arange(len(used))[used] + 0.5) * width
+    accuracy, confidence = curve["accuracy"][used], curve["confidence"][used]
+    shared = np.minimum(accuracy, confidence)
+    axis.bar(middles, shared, 0.9 * width, color=BLUE, label="accuracy")
+    axis.bar(middles, confidence - shared, 0.9 * width, shared, color=RED, label="too confident by")
+    axis.bar(middles, accuracy - shared, 0.9 * width, shared, color=LIGHT_BLUE, label="too cautious by")
+    axis.plot((0, 1), (0, 1), color=INK, linewidth=1, linestyle=(0, (4, 3)), label="perfect calibration")
+    axis.set(xlim=(lower, 1), ylim=(0, 1))
+    _tidy(axis)
+
+
+def _draw_counts(axis, curve: Mapping) -> None:
+    count = curve["count"]
+    width = 1 / len(count)
+    axis.bar((np.arange(len(count)) + 0.5) * width, count / count.sum(), 0.9 * width, color=GREY)
+    _tidy(axis)
+
+
+def _tidy(axis) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color(GREY)
+    axis.grid(axis="y", color=PALE, linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.tick_params(colors=GREY, labelcolor=INK, labelsize=9)

@@ -1,0 +1,293 @@
+"""Training: the one place that knows model, loss, chain and buffer together."""
+
+import contextlib
+import os
+import time
+from collections import defaultdict
+from dataclasses import replace
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel
+from transformers import Trainer, TrainerCallback
+
+from .heads_jem import log_joint, log_marginal
+from .image_processing_jem import JemImageProcessor
+from .losses import contrastive_divergence, cross_entropy, equilibrium_matching, nearest_neighbour_entropy
+from .metrics import prediction_metrics
+from .modeling_jem import JemModel
+from .plots import image_grid
+from .replay_buffer import ReplayBuffer, augment, dequantise
+from .sampling_jem import last_langevin_step, run_chain
+from .training_args import JemTrainingArguments
+
+
+@contextlib.contextmanager
+def frozen(model: torch.nn.Module):
+    """No graph and no gradient for the parameters of `model`."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+class JemTrainer(Trainer):
+    """
+    `Trainer` for [`JemModel`]: joint contrastive divergence, the chain-free warm-up, JEM and a plain classifier.
+
+    Datasets give `pixel_values` uint8 (C, H, W) and `labels` (K,), -1 where missing, as [`AttributeTensors`] does. What is
+    evaluated and saved is the moving average of the weights; a checkpoint also holds the weights in training, the
+    buffer and the generator, and resumes exactly.
+    """
+
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, model: JemModel, args: JemTrainingArguments, **kwargs):
+        kwargs.setdefault("compute_metrics", self._prediction_metrics)
+        super().__init__(model=model, args=args, **kwargs)
+        self.generator = torch.Generator(self.model.device).manual_seed(args.seed + args.process_index)
+        self.ema = AveragedModel(self.model, multi_avg_fn=self._average)
+        self.ema.requires_grad_(False)
+        self.buffer = None
+        self._log_sums, self._log_count, self._log_time = defaultdict(float), 0, time.time()
+        self.add_callback(_StepCallback(self))
+
+    def _average(self, averaged, current, num_averaged):
+        decay = min(self.args.ema_decay, (1 + int(num_averaged)) / (10 + int(num_averaged)))
+        torch._foreach_lerp_(averaged, list(current), 1 - decay)
+
+    # Losses
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs["labels"]
+        x = dequantise(inputs["pixel_values"], self.generator)
+        if self.args.horizontal_flip:
+            x = augment(x, flip=True, blur=False, generator=self.generator)
+        objective = self.args.objective_at(self.state.global_step)
+        loss, stats = getattr(self, f"_{objective}_loss")(model, x, labels)
+        for name, value in stats.items():
+            self._log_sums[name] += value.detach()
+        self._log_count += len(x)
+        self._log_sums["batches"] += 1
+        return (loss, {}) if return_outputs else loss
+
+    def _classifier_loss(self, model, x, labels):
+        logits = model(pixel_values=x).attribute_logits
+        loss = cross_entropy(logits, labels)
+        return loss, {"cross_entropy": loss, "train_accuracy": _accuracy(logits, labels)}
+
+    def _warmup_loss(self, model, x, labels):
+        def attribute_logits(x):
+            return model(pixel_values=x).attribute_logits
+
+        matching = equilibrium_matching(attribute_logits, x, labels, self.generator, self.args.decay_start)
+        classifier, stats = self._classifier_loss(model, x, labels)
+        return matching + self.args.cross_entropy_weight * classifier, {"matching": matching, **stats}
+
+    def _jem_loss(self, model, x, labels):
+        loss, stats, logits = self._contrastive_loss(model, x, torch.full_like(labels, -1))
+        classifier = cross_entropy(logits, labels)
+        stats |= {"cross_entropy": classifier, "train_accuracy": _accuracy(logits, labels)}
+        return loss + labels.shape[1] * classifier, stats
+
+    def _joint_cd_loss(self, model, x, labels):
+        loss, stats, logits = self._contrastive_loss(model, x, labels)
+        stats["train_accuracy"] = _accuracy(logits, labels)
+        loss = self.args.cd_weight * loss
+        if self.args.warmup_weight:
+            warmup, warmup_stats = self._warmup_loss(model, x, labels)
+            loss, stats = loss + self.args.warmup_weight * warmup, warmup_stats | stats
+        return loss, stats
+
+    def _contrastive_loss(self, model, x, labels):
+        """Contrastive divergence with its extra terms, what to log, and the logits of the data."""
+        args = self.args
+        samples, sample_labels = self._sample(x, labels)
+        if args.data_noise:
+            x = (x + args.data_noise * torch.empty_like(x).normal_(generator=self.generator)).clamp(-1, 1)
+        logits = model(pixel_values=torch.cat([x, samples.detach()])).attribute_logits
+        data_logits, sample_logits = logits.chunk(2)
+        log_p_data, log_p_samples = log_joint(data_logits, labels), log_joint(sample_logits, sample_labels)
+        loss = contrastive_divergence(log_p_data, log_p_samples)
+        stats = {
+            "energy_data": -log_p_data.mean(),
+            "energy_samples": -log_p_samples.mean(),
+            "energy_gap": -loss,
+            "saturated": (samples.detach().abs() >= 1).float().mean(),
+        }
+        if args.energy_penalty:
+            loss = loss + args.energy_penalty * (log_p_data.square().mean() + log_p_samples.square().mean())
+        if args.kl_weight:
+            with frozen(self.model), self.accelerator.autocast():
+                log_p_last = log_joint(self.model.attribute_logits(samples), sample_labels)
+            loss = loss - args.kl_weight * log_p_last.mean()
+            stats["log_p_last_step"] = log_p_last.mean()
+        if args.entropy_weight:
+            entropy = nearest_neighbour_entropy(samples, self.buffer.sample(100, self.generator)[0])
+            loss = loss - args.entropy_weight * entropy
+            stats["entropy"] = entropy
+        return loss, stats, data_logits
+
+    # Chains
+
+    def _sample(self, x, labels):
+        """Run a chain a row and push its end to the buffer. Images keep the graph of their last step where a term needs it."""
+        args, settings = self.args, self.args.chain()
+        through_last_step = bool(args.kl_weight or args.entropy_weight)
+        if self.buffer is None:
+            self.buffer = self._initial_buffer(x, labels)
+        start, start_labels = self._chain_start(x, labels)
+        free = torch.full_like(start_labels, -1)
+        with self.accelerator.autocast():
+            if through_last_step:
+                settings = replace(settings, num_steps=settings.num_steps - 1)
+            with frozen(self.model):
+                x, drawn = run_chain(self.model.attribute_logits, start, free, settings, self.generator)
+            drawn = start_labels if settings.gibbs_every and settings.num_steps < 1 else drawn
+            if through_last_step:
+                x = last_langevin_step(self.model.attribute_logits, x, drawn, settings, self.generator)
+        self.buffer.push(x.detach(), drawn, self.generator)
+        return x, drawn
+
+    def _chain_start(self, x, labels):
+        args, generator = self.args, self.generator
+        if args.chain_start == "data":
+            t = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
+            return torch.lerp(torch.empty_like(x).normal_(generator=generator), x, t).clamp(-1, 1), labels
+        start, start_labels = self.buffer.sample(len(x), generator)
+        start = augment(start, args.buffer_flip, args.buffer_blur, generator)
+        restart = torch.rand(len(x), generator=generator, device=x.device) < args.restart_probability
+        noise = torch.empty_like(start).uniform_(-1, 1, generator=generator)
+        start = torch.where(restart[:, None, None, None], noise, start)
+        return start, torch.where(restart[:, None], self._restart_labels(len(x), labels), start_labels)
+
+    def _restart_labels(self, num, labels):
+        """Labels (num, K) of new chains: uniform over the values, or as frequent as in the training data."""
+        columns = []
+        for k, num_values in enumerate(self.model.config.num_values):
+            column = labels[:, k][labels[:, k] >= 0] if self.args.restart_labels == "frequency" else labels[:0, k]
+            values = column if len(column) else torch.arange(num_values, device=labels.device)
+            rows = torch.randint(len(values), (num,), generator=self.generator, device=labels.device)
+            columns.append(values[rows])
+        return torch.stack(columns, dim=1)
+
+    def _initial_buffer(self, x, labels):
+        size = self.args.buffer_size
+        images = torch.randint(
+            256, (size, *x.shape[1:]), generator=self.generator, device=x.device, dtype=torch.uint8
+        )
+        return ReplayBuffer(images, self._restart_labels(size, labels), self.args.buffer_policy)
+
+    # The loop around them
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        if hasattr(self.train_dataset, "labels"):
+            self.model.label_prior.fit(self.train_dataset.labels)
+            self.ema.module.label_prior.load_state_dict(self.model.label_prior.state_dict())
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        if not self.args.lr_drop_step:
+            return super().create_scheduler(num_training_steps, optimizer)
+        factor, drop = self.args.lr_drop_factor, self.args.lr_drop_step
+        self.lr_scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer or self.optimizer, [drop], gamma=factor)
+        return self.lr_scheduler
+
+    def log(self, logs, start_time=None):
+        batches = self._log_sums.pop("batches", 0)
+        if "loss" in logs and batches:
+            logs |= {name: round(float(value) / batches, 4) for name, value in self._log_sums.items()}
+            elapsed = time.time() - self._log_time
+            logs["images_per_second"] = round(self._log_count * self.args.world_size / elapsed, 1)
+            self._log_sums, self._log_count, self._log_time = defaultdict(float), 0, time.time()
+        super().log(logs, start_time)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            output = self.ema.module(_to_float(inputs["pixel_values"]), inputs["labels"])
+        return output.loss, output.attribute_logits, inputs["labels"]
+
+    def _prediction_metrics(self, prediction):
+        probabilities = torch.as_tensor(prediction.predictions).softmax(-1).numpy()
+        metrics = prediction_metrics(probabilities, prediction.label_ids, self.model.config.attributes)
+        return {name: value for name, value in metrics.items() if name != "per_attribute"}
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if self.args.sample_grid and self.args.objective != "classifier" and self.is_world_process_zero():
+            self._write_grid(eval_dataset if eval_dataset is not None else self.eval_dataset)
+        return metrics
+
+    def _write_grid(self, dataset):
+        """Draw what the first evaluation images are labelled as, from the same noise every time."""
+        if isinstance(dataset, dict):
+            dataset = next(iter(dataset.values()))
+        rows = [dataset[i]["labels"] for i in range(min(self.args.sample_grid, len(dataset)))]
+        generator = torch.Generator(self.model.device).manual_seed(self.args.seed)
+        x, _ = self.ema.module.generate(torch.stack(rows).to(self.model.device), generator=generator)
+        os.makedirs(self.args.output_dir, exist_ok=True)
+        grid = image_grid(JemImageProcessor.to_pil(x), scale=max(1, 96 // x.shape[-1]))
+        grid.save(os.path.join(self.args.output_dir, f"samples-{self.state.global_step}.png"))
+
+    # Checkpoints: model.safetensors is the moving average; beside it lies what training needs to go on
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict or self.ema.module.state_dict())
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
+            weights["num_averaged"] = self.ema.n_averaged
+            save_file(weights, os.path.join(output_dir, "training_weights.safetensors"))
+        state = {"generator": self.generator.get_state()}
+        if self.buffer is not None:
+            state |= self.buffer.state_dict()
+        save_file(state, os.path.join(output_dir, self._chain_state_name()))
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        self.ema.module.load_state_dict(self.model.state_dict())
+        weights = load_file(os.path.join(checkpoint, "training_weights.safetensors"))
+        self.ema.n_averaged.copy_(weights.pop("num_averaged"))
+        self.model.load_state_dict(weights)
+        state = load_file(os.path.join(checkpoint, self._chain_state_name()))
+        self.generator.set_state(state.pop("generator"))
+        if state:
+            self.buffer = ReplayBuffer(state["images"], state["labels"], self.args.buffer_policy)
+            self.buffer.load_state_dict({name: value.to(self.model.device) for name, value in state.items()})
+
+    def _chain_state_name(self):
+        return f"chain_state_{self.args.process_index}.safetensors"
+
+
+class _StepCallback(TrainerCallback):
+    """Averages the weights after each optimiser step and keeps the time limit."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start = self.trainer._log_time = time.time()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.ema.update_parameters(self.trainer.model)
+        if args.max_minutes and time.time() - self.start > 60 * args.max_minutes:
+            control.should_training_stop = control.should_evaluate = control.should_save = True
+        return control
+
+
+def _to_float(images):
+    return images if images.is_floating_point() else images / 127.5 - 1
+
+
+def _accuracy(logits, labels):
+    present = labels >= 0
+    return ((logits.argmax(-1) == labels) & present).sum() / present.sum().clamp(min=1)

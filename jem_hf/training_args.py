@@ -1,0 +1,86 @@
+"""Arguments of `JemTrainer`."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from .sampling_jem import ChainSettings
+
+OBJECTIVES = ("joint_cd", "warmup", "jem", "classifier")
+
+
+def _arg(default, help):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class JemTrainingArguments(TrainingArguments):
+    """
+    `TrainingArguments` with the objective, the chain and the buffer.
+
+    Defaults train the warm-up. The settings of Kelly et al. 2021 are the recipes `paper-celeba.yaml` and `paper-ut-zap50k.yaml`.
+    Pixels are in [-1, 1]: the paper's steps are 4 times, its noise is 2 times as large as in [0, 1].
+    """
+
+    objective: str = _arg("warmup", "joint_cd, warmup (Equilibrium Matching), jem (log p(y|x) + log p(x)) or classifier")
+    chain_free_steps: int = _arg(0, "the first so many steps use the warm-up, whatever the objective")
+    cross_entropy_weight: float = _arg(0.3, "warm-up: weight of -log p(y_k|x)")
+    decay_start: float = _arg(0.8, "warm-up: time from which the target gradient falls to zero")
+
+    cd_weight: float = _arg(1.0, "joint_cd: weight of the contrastive divergence and its extra terms")
+    warmup_weight: float = _arg(0.0, "joint_cd: weight of the warm-up loss beside it")
+    kl_weight: float = _arg(0.0, "joint_cd: weight of log p(x-) through the last Langevin step")
+    entropy_weight: float = _arg(0.0, "joint_cd: weight of the nearest-neighbour entropy of the samples")
+    energy_penalty: float = _arg(0.0, "joint_cd and jem: weight of the squared energies")
+    data_noise: float = _arg(0.0, "joint_cd and jem: standard deviation of noise on the data")
+
+    chain_steps: int = _arg(40, "Langevin steps a training step")
+    chain_step_size: float = _arg(4.0, "factor of the gradient")
+    chain_noise: float = _arg(0.002, "standard deviation of the noise of a step")
+    gibbs_every: int = _arg(2, "labels of samples are drawn anew before every so many steps")
+    chain_start: str = _arg("buffer", "where chains start: buffer, or data (partly replaced by noise)")
+    buffer_size: int = _arg(10_000, "pairs in the replay buffer of each process")
+    buffer_policy: str = _arg("fifo", "fifo or reservoir")
+    restart_probability: float = _arg(0.05, "share of chains that start from noise")
+    restart_labels: str = _arg("uniform", "labels of such chains: uniform, or frequency (as in the training data)")
+    buffer_flip: bool = _arg(True, "mirror half of the samples before their chains go on")
+    buffer_blur: bool = _arg(True, "blur half of the samples before their chains go on")
+
+    horizontal_flip: bool = _arg(True, "mirror half of the training images")
+    ema_decay: float = _arg(0.999, "decay of the moving average of the weights, which is what is saved")
+    lr_drop_step: int = _arg(0, "step from which the learning rate is multiplied by lr_drop_factor; 0: never")
+    lr_drop_factor: float = _arg(0.3, "see lr_drop_step")
+    max_minutes: float = _arg(0.0, "stop and save after so many minutes; 0: no limit")
+    sample_grid: int = _arg(32, "images in the grid that every evaluation writes; 0: none")
+
+    label_names: list[str] | None = _arg(None, "columns of labels")
+    remove_unused_columns: bool = _arg(False, "keep the columns of the dataset")
+    report_to: str | list[str] = _arg("none", "where logs go")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.label_names = self.label_names or ["labels"]
+        choices = {
+            "objective": OBJECTIVES,
+            "chain_start": ("buffer", "data"),
+            "buffer_policy": ("fifo", "reservoir"),
+            "restart_labels": ("uniform", "frequency"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(allowed)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is at least 0 and below 1, not {self.ema_decay}")
+        if self.buffer_size < self.per_device_train_batch_size:
+            raise ValueError(
+                f"buffer_size {self.buffer_size} is below the batch size {self.per_device_train_batch_size}: raise it"
+            )
+
+    def objective_at(self, step: int) -> str:
+        """The objective of an optimiser step, counted from 0."""
+        return "warmup" if step < self.chain_free_steps else self.objective
+
+    def chain(self) -> ChainSettings:
+        """The chain that draws the samples of contrastive divergence."""
+        gibbs_every = 0 if self.objective == "jem" else self.gibbs_every
+        return ChainSettings(self.chain_steps, self.chain_step_size, self.chain_noise, gibbs_every)

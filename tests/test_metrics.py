@@ -1,0 +1,173 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, f1_score, log_loss, roc_auc_score
+from torchmetrics.functional.classification import binary_calibration_error
+
+from jem_hf.metrics import (
+    expected_calibration_error,
+    nearest_distance,
+    prediction_metrics,
+    reliability_curve,
+    request_metrics,
+)
+
+
+def binary(positive):
+    positive = np.asarray(positive, dtype=np.float64)
+    return np.stack([1 - positive, positive], axis=-1)
+
+
+@pytest.fixture
+def data():
+    """500 images; attribute "hat" is binary, "hair" has three values; a fifth of the labels is missing."""
+    rng = np.random.default_rng(0)
+    hat = np.concatenate([binary(rng.random(500)), np.zeros((500, 1))], 1)
+    hair = rng.dirichlet([0.5, 0.7, 0.9], 500)
+    probabilities = np.stack([hat, hair], 1)
+    labels = np.array([[rng.choice(3, p=p) for p in row] for row in probabilities])
+    labels[rng.random(labels.shape) < 0.2] = -1
+    return probabilities, labels
+
+
+def test_binary_attribute_equals_sklearn(data):
+    probabilities, labels = data
+    keep = labels[:, 0] >= 0
+    p, y = probabilities[keep, 0, 1], labels[keep, 0]
+    row = prediction_metrics(probabilities, labels, ["hat", "hair"])["per_attribute"]["hat"]
+    assert row["accuracy"] == pytest.approx(((p > 0.5) == y).mean())
+    assert row["f1"] == pytest.approx(f1_score(y, p > 0.5))
+    assert row["ap"] == pytest.approx(average_precision_score(y, p))
+    assert row["auroc"] == pytest.approx(roc_auc_score(y, p))
+    assert row["nll"] == pytest.approx(log_loss(y, p))
+    assert row["brier"] == pytest.approx(2 * ((p - y) ** 2).mean())
+    assert row["frequency"] == pytest.approx(y.mean())
+    top = torch.tensor(np.maximum(p, 1 - p)), torch.tensor(((p > 0.5) == y).astype(int))
+    assert row["ece"] == pytest.approx(binary_calibration_error(*top, n_bins=15, norm="l1").item(), abs=1e-6)
+
+
+def test_categorical_attribute_equals_sklearn(data):
+    probabilities, labels = data
+    keep = labels[:, 1] >= 0
+    p, y = probabilities[keep, 1], labels[keep, 1]
+    one_hot = np.eye(3)[y]
+    row = prediction_metrics(probabilities, labels, ["hat", "hair"])["per_attribute"]["hair"]
+    assert row["accuracy"] == pytest.approx((p.argmax(1) == y).mean())
+    assert row["f1"] == pytest.approx(f1_score(y, p.argmax(1), average="macro"))
+    assert row["ap"] == pytest.approx(average_precision_score(one_hot, p, average="macro"))
+    assert row["auroc"] == pytest.approx(roc_auc_score(y, p, multi_class="ovr", average="macro"))
+    assert row["nll"] == pytest.approx(log_loss(y, p))
+    assert row["brier"] == pytest.approx(((p - one_hot) ** 2).sum(1).mean())
+    assert row["frequency"] == pytest.approx(one_hot.mean(0))
+
+
+def test_overall_numbers_are_means_over_attributes(data):
+    result = prediction_metrics(*data, ["hat", "hair"])
+    hat, hair = result["per_attribute"]["hat"], result["per_attribute"]["hair"]
+    for overall, name in {"f1_macro": "f1", **{n: n for n in ("accuracy", "ap", "auroc", "nll", "brier")}}.items():
+        assert result[overall] == pytest.approx((hat[name] + hair[name]) / 2)
+
+
+def test_f1_micro_pools_binary_attributes_like_sklearn():
+    rng = np.random.default_rng(1)
+    p, y = rng.random((60, 5)), rng.integers(0, 2, (60, 5))
+    result = prediction_metrics(binary(p), y, list("abcde"))
+    assert result["f1_micro"] == pytest.approx(f1_score(y, p > 0.5, average="micro"))
+    assert result["f1_macro"] == pytest.approx(f1_score(y, p > 0.5, average="macro"))
+
+
+def test_overall_ece_pools_all_pairs():
+    # The gaps cancel when pooled: .8 claimed on both attributes, right always on the one, 6 of 10 times on the other.
+    labels = np.array([[1, 1]] * 6 + [[1, 0]] * 4)
+    result = prediction_metrics(binary(np.full((10, 2), 0.8)), labels, ["a", "b"])
+    assert result["per_attribute"]["a"]["ece"] == pytest.approx(0.2)
+    assert result["per_attribute"]["b"]["ece"] == pytest.approx(0.2)
+    assert result["ece"] == pytest.approx(0)
+
+
+def test_hand_worked_reliability_curve_holds_confidence_one():
+    p = binary([[1.0], [1.0], [0.0], [0.75], [0.75]])
+    labels = np.array([[1], [0], [0], [1], [0]])
+    curve = reliability_curve(p, labels, num_bins=10)
+    assert curve["count"].tolist() == [0] * 7 + [2, 0, 3]
+    assert curve["accuracy"][[7, 9]] == pytest.approx([1 / 2, 2 / 3])
+    assert curve["confidence"][[7, 9]] == pytest.approx([0.75, 1.0])
+    assert np.isnan(curve["accuracy"][:7]).all()
+    assert expected_calibration_error(curve) == pytest.approx((2 * 0.25 + 3 * (1 / 3)) / 5)
+
+
+def test_certain_and_wrong_is_finite_and_json():
+    result = prediction_metrics(binary([[1.0], [0.0]]), np.array([[0], [1]]), ["a"])
+    assert result["nll"] == pytest.approx(-np.log(1e-12))
+    assert (result["accuracy"], result["brier"], result["ece"], result["auroc"]) == (0, 2, 1, 0)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_missing_labels_change_nothing(data):
+    probabilities, labels = data
+    more = np.concatenate([probabilities, probabilities[:50, :, [1, 0, 2]] * [[1, 1, 0], [1, 1, 1]]])
+    padded = np.concatenate([labels, np.full((50, 2), -1)])
+    assert prediction_metrics(more, padded, ["hat", "hair"]) == prediction_metrics(
+        probabilities, labels, ["hat", "hair"]
+    )
+
+
+def test_attribute_of_a_single_class_is_left_out_of_ranking_metrics():
+    p = binary([[0.2, 0.9, 0.5], [0.7, 0.8, 0.5]])
+    result = prediction_metrics(p, np.array([[0, 1, -1], [1, 1, -1]]), ["a", "b", "c"])
+    assert result["per_attribute"]["b"]["ap"] is None and result["per_attribute"]["b"]["auroc"] is None
+    assert result["per_attribute"]["c"]["accuracy"] is None
+    assert (result["ap"], result["auroc"], result["accuracy"]) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "names", "message"),
+    [
+        (binary([[np.nan]]), [[1]], ["a"], "NaN"),
+        (binary([[0.5]]) * 2, [[1]], ["a"], "sum to one"),
+        (binary([[0.5]]), [[2]], ["a"], "a label is 2"),
+        (binary([[0.5]]), [[-1]], ["a"], "all are missing"),
+        (binary([[0.5]]), [[1, 1]], ["a"], r"must be \(N, K, V\)"),
+        (binary([[0.5]]), [[1]], ["a", "b"], "2 attribute names for 1"),
+    ],
+)
+def test_bad_predictions_are_refused(probabilities, labels, names, message):
+    with pytest.raises(ValueError, match=message):
+        prediction_metrics(probabilities, labels, names)
+
+
+def test_request_metrics_by_hand():
+    requested = [[1, -1, 0], [-1, -1, 2], [1, 1, 1], [0, -1, -1]]
+    predicted = [[1, 0, 0], [1, 1, 1], [1, 1, 0], [0, 1, 1]]
+    assert request_metrics(predicted, requested) == {
+        "agreement": pytest.approx(5 / 7),
+        "all_right": 0.5,
+        "num_images": 4,
+    }
+
+
+@pytest.mark.parametrize("requested", [[[1, 0], [-1, -1]], [[1], [0]], np.zeros((0, 2))])
+def test_bad_requests_are_refused(requested):
+    with pytest.raises(ValueError, match="request"):
+        request_metrics(np.zeros((len(requested), 2)), requested)
+
+
+def test_nearest_distance_is_in_units_of_black_to_white():
+    reference = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    copies = reference[[7, 3, 39]]
+    distance, index = nearest_distance(copies.float() / 127.5 - 1, reference, batch_size=2)
+    assert index.tolist() == [7, 3, 39] and distance == pytest.approx(0, abs=1e-6)
+    distance, _ = nearest_distance(copies, reference)
+    assert (distance == 0).all()
+    black, white = torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.full((1, 1, 4, 4), 255, dtype=torch.uint8)
+    assert nearest_distance(black, white)[0].tolist() == [1]
+
+
+def test_nearest_distance_equals_brute_force():
+    generator = torch.Generator().manual_seed(1)
+    images, reference = (torch.rand(n, 3, 6, 6, generator=generator) * 2 - 1 for n in (9, 30))
+    brute = (((images[:, None] - reference) / 2) ** 2).flatten(2).mean(2).sqrt().min(1)
+    distance, index = nearest_distance(images, reference, batch_size=4)
+    assert (index == brute.indices.numpy()).all() and distance == pytest.approx(brute.values.numpy())
