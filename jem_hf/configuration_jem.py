@@ -94,7 +94,9 @@ class JemConfig(FromZoo, PreTrainedConfig):
                 raise ValueError(f"duplicate attribute {name!r}: name every attribute once")
         for name, values in self.attribute_values.items():
             if name not in self.attributes:
-                raise ValueError(f"attribute_values has the unknown attribute {name!r}{nearest_name(name, self.attributes)}")
+                raise ValueError(
+                    f"attribute_values has the unknown attribute {name!r}{nearest_name(name, self.attributes)}"
+                )
             if len(values) < 2 or len(set(values)) < len(values):
                 raise ValueError(f"attribute {name!r} needs at least two different values, not {values}")
 
@@ -122,7 +124,9 @@ class JemConfig(FromZoo, PreTrainedConfig):
         return [
             label
             for name in self.attributes
-            for label in ([f"{name}={value}" for value in self.values(name)] if name in self.attribute_values else [name])
+            for label in (
+                [f"{name}={value}" for value in self.values(name)] if name in self.attribute_values else [name]
+            )
         ]
 
 

@@ -4,17 +4,17 @@ It shares nothing with the model that it judges: another architecture (with batc
 have), another seed, another objective. Its weights are cached, so that the same data is learnt once.
 """
 
-import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.models.resnet import BasicBlock, downsample_avg
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .cache import cache_path, save_atomically
+from .precision import has_native_bfloat16
 
 STEM_CHANNELS = 16
 STAGE_CHANNELS = (48, 96, 192)
@@ -107,14 +107,15 @@ def load_oracle(
         raise ValueError(f"{len(num_values)} numbers of values for labels of {labels.shape[1]} attributes")
     if (labels.amax(0) >= torch.tensor(num_values)).any():
         raise ValueError("a label lies outside the values of its attribute")
-    path = _cache_path(images, labels, num_values, seed, num_epochs, cache_dir)
+    settings = (ARCHITECTURE, tuple(num_values), seed, num_epochs)
+    path = cache_path("oracles", settings, (images, labels), cache_dir)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         oracle = Oracle(images.shape[1], images.shape[-1], num_values)
         if not path.exists():
             oracle.to("cuda" if torch.cuda.is_available() else "cpu")
             _train(oracle, images, labels, num_epochs, progress)
-            _save_atomically(oracle, path)
+            save_atomically(oracle.state_dict(), path)
     oracle.load_state_dict(load_file(path))
     return oracle.eval()
 
@@ -131,7 +132,7 @@ def _train(oracle: Oracle, images: Tensor, labels: Tensor, num_epochs: int, prog
     for _ in range(num_epochs):
         for rows in torch.randperm(len(images), device=device).split(BATCH_SIZE):
             batch = _signed_pixels(_augment(images[rows]))
-            with torch.autocast(device.type, torch.bfloat16, enabled=_has_native_bfloat16(device)):
+            with torch.autocast(device.type, torch.bfloat16, enabled=has_native_bfloat16(device)):
                 logits = oracle(batch)
             targets = labels[rows].flatten()
             loss = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=-1, reduction="sum")
@@ -159,27 +160,3 @@ def _augment(images: Tensor) -> Tensor:
 
 def _signed_pixels(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float().clamp(-1, 1)
-
-
-def _has_native_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 there; emulated on a CPU it is far slower."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-
-
-def _cache_path(images: Tensor, labels: Tensor, num_values, seed: int, num_epochs: int, cache_dir) -> Path:
-    settings = (ARCHITECTURE, tuple(images.shape), tuple(num_values), seed, num_epochs)
-    key = hashlib.sha256(repr(settings).encode())
-    for tensor in (images, labels):
-        key.update(tensor.cpu().contiguous().numpy())
-    root = Path(cache_dir or os.environ.get("JEM_HF_CACHE") or "~/.cache/jem_hf").expanduser()
-    return root / "oracles" / f"{key.hexdigest()}.safetensors"
-
-
-def _save_atomically(oracle: Oracle, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
-        save_file({name: tensor.contiguous() for name, tensor in oracle.state_dict().items()}, temporary)
-        os.replace(temporary, path)

@@ -51,9 +51,7 @@ class AttributeConditionalGenerationPipeline(Pipeline):
             raise ValueError("no request to draw: give one such as 'Eyeglasses & ~Beard'")
         return super().__call__(requests, **kwargs)
 
-    def _sanitize_parameters(
-        self, num_images=None, seed=None, generator=None, return_tensors=None, **chain_arguments
-    ):
+    def _sanitize_parameters(self, num_images=None, seed=None, generator=None, return_tensors=None, **chain_arguments):
         for name in chain_arguments:
             if name not in CHAIN_ARGUMENTS:
                 raise TypeError(f"unknown argument {name!r}; known: num_images, seed, generator, {CHAIN_ARGUMENTS}")
@@ -80,7 +78,9 @@ class AttributeConditionalGenerationPipeline(Pipeline):
             shape = (num_images, config.num_channels, config.image_size, config.image_size)
             noise.append(initial_noise(config.sampler, shape, model.device, generator))
             rows = request.expand(num_images, -1)
-            labels.append(model.label_prior.sample(rows, generator=generator) if free_attributes == "complete" else rows)
+            labels.append(
+                model.label_prior.sample(rows, generator=generator) if free_attributes == "complete" else rows
+            )
         x, labels = model.generate(torch.cat(labels), noise=torch.cat(noise), generator=generator, **chain_arguments)
         output = model(x.clamp(-1, 1), requested.repeat_interleave(num_images, 0))
         fields = {"pixel_values": x, "energy": output.energy, "labels": labels}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel
 from transformers import Trainer, TrainerCallback
 
-from .heads_jem import log_joint, log_marginal
+from .heads_jem import log_joint
 from .image_processing_jem import JemImageProcessor
 from .losses import contrastive_divergence, cross_entropy, equilibrium_matching, nearest_neighbour_entropy
 from .metrics import prediction_metrics
@@ -177,9 +177,7 @@ class JemTrainer(Trainer):
 
     def _initial_buffer(self, x, labels):
         size = self.args.buffer_size
-        images = torch.randint(
-            256, (size, *x.shape[1:]), generator=self.generator, device=x.device, dtype=torch.uint8
-        )
+        images = torch.randint(256, (size, *x.shape[1:]), generator=self.generator, device=x.device, dtype=torch.uint8)
         return ReplayBuffer(images, self._restart_labels(size, labels), self.args.buffer_policy)
 
     # The loop around them

@@ -22,7 +22,9 @@ class JemTrainingArguments(TrainingArguments):
     Pixels are in [-1, 1]: the paper's steps are 4 times, its noise is 2 times as large as in [0, 1].
     """
 
-    objective: str = _arg("warmup", "joint_cd, warmup (Equilibrium Matching), jem (log p(y|x) + log p(x)) or classifier")
+    objective: str = _arg(
+        "warmup", "joint_cd, warmup (Equilibrium Matching), jem (log p(y|x) + log p(x)) or classifier"
+    )
     chain_free_steps: int = _arg(0, "the first so many steps use the warm-up, whatever the objective")
     cross_entropy_weight: float = _arg(0.3, "warm-up: weight of -log p(y_k|x)")
     decay_start: float = _arg(0.8, "warm-up: time from which the target gradient falls to zero")

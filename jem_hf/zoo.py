@@ -45,7 +45,9 @@ def resolve(name_or_path: str | os.PathLike) -> str:
     model = model_info(name)
     if not model.is_trained:
         recipe = model.card.get("recipe", f"training/recipes/{name}.yaml")
-        raise ValueError(f"{name!r} is declared in the zoo but has no weights yet: train it with jem-hf train {recipe}")
+        raise ValueError(
+            f"{name!r} is declared in the zoo but has no weights yet: train it with jem-hf train {recipe}"
+        )
     return str(model.folder)
 
 

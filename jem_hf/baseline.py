@@ -1,0 +1,76 @@
+"""The classifier that a joint model is measured against: the same network, trained to predict and nothing else."""
+
+import contextlib
+import tempfile
+
+import torch
+from safetensors.torch import load_file
+from transformers.utils import logging
+
+from .cache import cache_path, save_atomically
+from .configuration_jem import JemConfig
+from .modeling_jem import JemModel
+from .precision import has_native_bfloat16
+
+TRAINING = dict(
+    objective="classifier",
+    per_device_train_batch_size=64,
+    learning_rate=2e-3,
+    adam_beta2=0.99,
+    lr_scheduler_type="cosine",
+    warmup_steps=50,
+    max_grad_norm=1.0,
+    ema_decay=0.99,
+    seed=4321,
+)
+
+
+def load_classifier(train, config: JemConfig, num_epochs: int = 6, cache_dir=None) -> JemModel:
+    """
+    A classifier with the network of `config`, from the cache where it is there, else trained and cached.
+
+    Args:
+        train: `AttributeTensors` of the training split.
+        num_epochs: passes over the data; more than a few overfit a small set.
+    """
+    network = (config.backbone, sorted(config.backbone_kwargs.items()), config.head, config.num_values)
+    settings = ("classifier r1", network, num_epochs, sorted(TRAINING.items()))
+    path = cache_path("classifiers", settings, (train.images, train.labels), cache_dir)
+    model = JemModel(config)
+    if not path.exists():
+        model = _train(train, config, num_epochs)
+        save_atomically(model.state_dict(), path)
+    model.load_state_dict(load_file(path))
+    return model.eval()
+
+
+def _train(train, config: JemConfig, num_epochs: int) -> JemModel:
+    from .trainer import JemTrainer
+    from .training_args import JemTrainingArguments
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(), _quiet():
+        torch.manual_seed(TRAINING["seed"])
+        args = JemTrainingArguments(
+            output_dir=folder,
+            num_train_epochs=num_epochs,
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=device == "cpu",
+            bf16=has_native_bfloat16(device),
+            **TRAINING,
+        )
+        trainer = JemTrainer(model=JemModel(config), args=args, train_dataset=train)
+        trainer.train()
+        return trainer.ema.module.cpu()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """The baseline's training log is nobody's concern."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

@@ -1,0 +1,279 @@
+"""The command `jem-hf`. Heavy modules are imported by the commands that need them."""
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(
+    help="Joint energy-based models: one network that predicts attributes, draws images for them, and scores both.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+Model = Annotated[str, typer.Argument(help="Zoo name, Hub id or folder.")]
+Output = Annotated[Optional[Path], typer.Option("--output", "-o", help="Where to write.")]  # noqa: UP045
+
+
+def clear_errors(command):
+    """Bad input ends a command with one line and exit code 2."""
+
+    @functools.wraps(command)
+    def wrapped(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, OSError) as error:
+            message = " ".join(str(error).split())
+            typer.echo(f"jem-hf: {message}", err=True)
+            raise typer.Exit(2) from None
+
+    return wrapped
+
+
+def _say(message: str) -> None:
+    typer.echo(message, err=True)
+
+
+def _load_model(name: str):
+    from transformers.utils import logging
+
+    from .modeling_jem import JemModel
+
+    logging.disable_progress_bar()
+    return JemModel.from_pretrained(name)
+
+
+def _print_json(content) -> None:
+    typer.echo(json.dumps(content, allow_nan=False))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Every field of the recipe can be set: --max_steps 100 --learning_rate 1e-3 --width 64.",
+)
+@clear_errors
+def train(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of one in training/recipes.")],
+    resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in output_dir.")] = False,
+    as_json: Json = False,
+):
+    """Train the model of a recipe: RECIPE.yaml [--field value ...]."""
+    from . import recipes
+
+    trainer, _ = recipes.train(recipes.load_recipe(recipe, _overrides(context.args)), resume=resume)
+    folder, metrics = trainer.args.output_dir, trainer.evaluate() if trainer.eval_dataset is not None else {}
+    _print_json({"output_dir": folder, **metrics}) if as_json else _say(f"saved {folder}")
+
+
+def _overrides(args: list[str]) -> dict[str, str]:
+    """`--name value` and `--name=value` as a dict."""
+    overrides, rest = {}, list(args)
+    while rest:
+        name = rest.pop(0)
+        if not name.startswith("--") or name == "--":
+            raise ValueError(f"unexpected argument {name!r}: set fields as --field value")
+        name, equals, value = name[2:].partition("=")
+        if not equals and not rest:
+            raise ValueError(f"--{name} needs a value")
+        overrides[name] = value if equals else rest.pop(0)
+    return overrides
+
+
+@app.command()
+@clear_errors
+def generate(
+    model: Model,
+    request: Annotated[str, typer.Argument(help='What to draw, such as "Smiling & ~Male".')],
+    num_images: Annotated[int, typer.Option(min=1, help="Number of images.")] = 16,
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file of the grid.")] = Path("grid.png"),
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    steps: Annotated[Optional[int], typer.Option(min=1, help="Network evaluations.")] = None,  # noqa: UP045
+    guidance: Annotated[Optional[float], typer.Option(help="Guidance scale; more obeys more.")] = None,  # noqa: UP045
+    free: Annotated[Optional[str], typer.Option(help="Free attributes: complete, gibbs or marginalise.")] = None,  # noqa: UP045
+    as_json: Json = False,
+):
+    """Draw images for a combination of attributes into a PNG grid."""
+    from .pipeline_jem import AttributeConditionalGenerationPipeline
+    from .plots import image_grid
+
+    pipe = AttributeConditionalGenerationPipeline(_load_model(model))
+    with typer.progressbar(
+        length=steps or pipe.model.config.num_inference_steps, file=typer.get_text_stream("stderr")
+    ) as bar:
+        drawn = pipe(
+            request,
+            num_images=num_images,
+            seed=seed,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            free_attributes=free,
+            callback=lambda x, info: bar.update(1),
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    image_grid([item["image"] for item in drawn], scale=max(1, 96 // pipe.model.config.image_size)).save(output)
+    if as_json:
+        images = [{key: value for key, value in item.items() if key != "image"} for item in drawn]
+        _print_json({"request": request, "output": str(output), "images": images})
+    else:
+        _say(f"wrote {output}")
+
+
+@app.command()
+@clear_errors
+def predict(
+    model: Model,
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    as_json: Json = False,
+):
+    """Attribute probabilities and energy of images. Lower energy: more like the training images."""
+    import torch
+    from PIL import Image
+
+    from .image_processing_jem import JemImageProcessor
+    from .zoo import resolve
+
+    pictures = []
+    for path in images:
+        try:
+            pictures.append(Image.open(path).convert("RGB"))
+        except (OSError, Image.DecompressionBombError) as error:
+            raise ValueError(f"cannot read the image {str(path)!r}: {error}") from error
+    network = _load_model(model)
+    processor = JemImageProcessor.from_pretrained(resolve(model))
+    with torch.no_grad():
+        output = network(**processor(pictures, return_tensors="pt"))
+    scores = output.logits.sigmoid()
+    results = []
+    for path, energy, row in zip(images, output.energy.tolist(), scores.tolist()):
+        probabilities = {network.config.id2label[i]: p for i, p in enumerate(row)}
+        results.append({"image": str(path), "energy": energy, "probabilities": probabilities})
+    if as_json:
+        return _print_json(results)
+    for result in results:
+        typer.echo(f"{result['image']}  energy {result['energy']:.2f}")
+        for name, p in sorted(result["probabilities"].items(), key=lambda item: -item[1]):
+            typer.echo(f"  {p:6.3f}  {name}")
+
+
+@app.command()
+@clear_errors
+def evaluate(
+    model: Model,
+    dataset: Annotated[str, typer.Option(help="avatars, a dataset id on the Hub, or a folder.")] = "avatars",
+    split: Annotated[str, typer.Option(help="Split to test on.")] = "test",
+    prediction_only: Annotated[bool, typer.Option("--prediction-only", help="No generation, no energy.")] = False,
+    num_images: Annotated[int, typer.Option(min=8, help="Images drawn for each kind of request.")] = 512,
+    output: Output = None,
+    as_json: Json = False,
+):
+    """Measure a model beside a classifier of the same network; an independent oracle judges its images."""
+    from .recipes import load_splits
+
+    network, processor = _load_with_processor(model)
+    _say("loading images")
+    splits, _ = load_splits({"name_or_path": dataset}, processor, network.config.attributes)
+    for name in ("train", split):
+        if name not in splits:
+            raise ValueError(f"{dataset!r} has no split {name!r}; it has {', '.join(splits)}")
+    report = _evaluate(network, splits, output, split, prediction_only, num_images)
+    report = {"model": model, "dataset": dataset, "split": split, **report}
+    _print_report(report, as_json)
+
+
+def _load_with_processor(name: str):
+    from .image_processing_jem import JemImageProcessor
+    from .zoo import resolve
+
+    return _load_model(name), JemImageProcessor.from_pretrained(resolve(name))
+
+
+def _evaluate(network, splits, output, split="test", prediction_only=False, num_images=512, **kwargs) -> dict:
+    from .evaluation import evaluate
+    from .report import write_report
+
+    report, pictures = evaluate(
+        network,
+        splits,
+        split=split,
+        prediction_only=prediction_only,
+        num_images=num_images,
+        progress=_say,
+        **kwargs,
+    )
+    if output is not None:
+        write_report(report, pictures, output, network.config)
+        _say(f"wrote {output / 'report.md'}")
+    return report
+
+
+def _print_report(report: dict, as_json: bool) -> None:
+    if as_json:
+        return _print_json(report)
+    from .report import tables
+
+    typer.echo(tables(report))
+
+
+@app.command()
+@clear_errors
+def models(
+    name: Annotated[Optional[str], typer.Argument(help="One model, whole.")] = None,  # noqa: UP045
+    as_json: Json = False,
+):
+    """The zoo, from its cards."""
+    from .zoo import list_models, model_info
+
+    infos = [model_info(each) for each in ([name] if name else list_models())]
+    if as_json:
+        entries = [{"name": info.name, "trained": info.is_trained, **info.card} for info in infos]
+        return _print_json(entries[0] if name else entries)
+    if name:
+        return typer.echo((infos[0].folder / "README.md").read_text())
+    for info in infos:
+        size = f"{info.card['image_size']}x{info.card['image_size']}"
+        trained = "trained" if info.is_trained else "recipe only"
+        typer.echo(f"{info.name:20} {size:8} {len(info.card['attributes']):3} attributes  {trained}")
+
+
+@app.command()
+@clear_errors
+def quickstart(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("quickstart"),
+    max_steps: Annotated[Optional[int], typer.Option(min=1, help="Fewer steps for a first look.")] = None,  # noqa: UP045
+    num_train: Annotated[Optional[int], typer.Option(min=1, help="Fewer training images.")] = None,  # noqa: UP045
+    num_images: Annotated[int, typer.Option(min=8, help="Images drawn for each kind of request.")] = 512,
+    as_json: Json = False,
+):
+    """Build data, train from scratch, evaluate, draw: under ten minutes on two cores."""
+    import shutil
+    import time
+
+    from . import recipes
+    from .cards import write_card
+    from .modeling_jem import JemModel
+
+    start = time.time()
+    overrides = {"output_dir": str(output), "max_steps": max_steps, "num_train": num_train}
+    recipe = recipes.load_recipe("quickstart", {k: v for k, v in overrides.items() if v is not None})
+    _say("drawing the faces and training")
+    trainer, splits = recipes.train(recipe)
+    report = _evaluate(JemModel.from_pretrained(output), splits, output, num_images=num_images)
+    minutes = (time.time() - start) / 60
+    report["minutes"] = round(minutes, 2)
+    shutil.copy(output / "samples-full.png", output / "samples.png")
+    card = write_card(
+        output,
+        trainer.model.config,
+        report,
+        name=str(output),
+        recipe="quickstart",
+        dataset="avatars",
+        cost=f"{minutes:.1f} minutes with evaluation on {os.cpu_count()} cores.",
+    )
+    _print_report(report, as_json)
+    _say(f"{minutes:.1f} minutes; look at {card}, {output / 'report.md'} and {output / 'samples.png'}")

@@ -1,0 +1,169 @@
+"""Recipes: YAML files that say which data, model and training make a checkpoint."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import yaml
+
+from .configuration_jem import JemConfig, nearest_name
+from .data import AttributeTensors, attribute_values, encode_dataset, load_attribute_dataset
+from .image_processing_jem import JemImageProcessor
+from .modeling_jem import JemModel
+from .precision import has_native_bfloat16
+from .training_args import JemTrainingArguments
+
+_HERE = Path(__file__).resolve().parent
+RECIPES = next(
+    (path for path in (_HERE / "recipes", _HERE.parent / "training" / "recipes") if path.is_dir()), _HERE / "recipes"
+)
+DATASET_FIELDS = ["name_or_path", "attributes", "min_frequency", "max_frequency", "novel", "image_column", "cache_dir", "num_train", "num_test", "num_novel"]
+PROCESSOR_FIELDS = ["size", "crop_size", "resample", "do_center_crop"]
+MODEL_FIELDS = [
+    name for name in JemConfig.__annotations__ if not name.startswith("attribute") and name != "model_type"
+]
+
+
+@dataclass
+class Recipe:
+    """
+    All that makes a checkpoint.
+
+    Args:
+        dataset (`dict`): Arguments of `load_attribute_dataset`.
+        image_processor (`dict`): Arguments of `JemImageProcessor`.
+        model (`dict`): Fields of `JemConfig`; the attributes come from the data.
+        training (`dict`): Fields of `JemTrainingArguments`.
+    """
+
+    dataset: dict = field(default_factory=dict)
+    image_processor: dict = field(default_factory=dict)
+    model: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)
+
+    def override(self, name: str, value) -> None:
+        """Set one field, wherever it belongs. Raises `ValueError` for a name that no section has."""
+        sections = _sections()
+        for section, names in sections.items():
+            if name in names:
+                getattr(self, section)[name] = value
+                return
+        raise ValueError(
+            f"unknown field {name!r}{nearest_name(name, [n for names in sections.values() for n in names])}"
+        )
+
+
+def _sections() -> dict[str, list[str]]:
+    return {
+        "dataset": DATASET_FIELDS,
+        "image_processor": PROCESSOR_FIELDS,
+        "model": MODEL_FIELDS,
+        "training": [f.name for f in dataclasses.fields(JemTrainingArguments)],
+    }
+
+
+def load_recipe(name_or_path: str | Path, overrides: dict[str, str] | None = None) -> Recipe:
+    """
+    Read a recipe: a YAML file, or the name of one in `training/recipes`.
+
+    Args:
+        overrides: fields to set on top; values are read as YAML, so that "1e-3" is a number and "[a, b]" a list.
+
+    Raises:
+        ValueError: no such file, not YAML, or an unknown section or field.
+    """
+    path = Path(name_or_path)
+    if not path.is_file():
+        path = RECIPES / f"{name_or_path}.yaml"
+    if not path.is_file():
+        names = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+        raise ValueError(f"no recipe {str(name_or_path)!r}; give a YAML file or one of {', '.join(names)}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a recipe: it has no sections {', '.join(_sections())}")
+    recipe = Recipe()
+    for section, fields in content.items():
+        if section not in _sections():
+            raise ValueError(f"{path}: unknown section {section!r}{nearest_name(str(section), list(_sections()))}")
+        for name, value in (fields or {}).items():
+            if name not in _sections()[section]:
+                raise ValueError(
+                    f"{path}: unknown field {name!r} in {section}{nearest_name(name, _sections()[section])}"
+                )
+            getattr(recipe, section)[name] = _number(value)
+    for name, value in (overrides or {}).items():
+        recipe.override(name, _number(yaml.safe_load(value)) if isinstance(value, str) else value)
+    return recipe
+
+
+def _number(value):
+    """YAML reads 1e-3 as a string."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def load_splits(dataset: dict, processor: JemImageProcessor, attributes=None) -> tuple[dict, dict]:
+    """
+    Splits of a dataset as tensors in memory, and the values of its attributes that are not binary.
+
+    A folder with `train.safetensors` holds tensors already, as `AttributeTensors.save` writes them.
+    """
+    dataset = dict(dataset)
+    folder = Path(dataset.get("name_or_path", "avatars")).expanduser()
+    if (folder / "train.safetensors").is_file():
+        return {path.stem: AttributeTensors.load(path) for path in sorted(folder.glob("*.safetensors"))}, {}
+    splits = load_attribute_dataset(dataset.pop("name_or_path", "avatars"), **dataset)
+    names, values = attribute_values(next(iter(splits.values())).features)
+    tensors = {name: encode_dataset(split, processor, attributes or names) for name, split in splits.items()}
+    return tensors, values
+
+
+def train(recipe: Recipe, resume: bool = False):
+    """
+    Make a checkpoint in `output_dir` of the recipe's training: weights (their moving average), config, image processor.
+
+    Args:
+        resume: go on from the last checkpoint in `output_dir`, where there is one.
+
+    Returns:
+        The trainer and the splits (`dict` of `AttributeTensors`).
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from .trainer import JemTrainer
+
+    args = JemTrainingArguments(**{"use_cpu": not torch.cuda.is_available(), **_precision(recipe.training)})
+    processor = JemImageProcessor(**recipe.image_processor)
+    splits, values = load_splits(recipe.dataset, processor)
+    attributes = splits["train"].attributes
+    config = JemConfig(
+        attributes=attributes,
+        attribute_values={name: values[name] for name in attributes if name in values},
+        **{"image_size": splits["train"].images.shape[-1], **recipe.model},
+    )
+    torch.manual_seed(args.seed)
+    trainer = JemTrainer(
+        model=JemModel(config),
+        args=args,
+        train_dataset=splits["train"],
+        eval_dataset=splits.get("test"),
+        processing_class=processor,
+    )
+    last = get_last_checkpoint(args.output_dir) if resume and Path(args.output_dir).is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    trainer.save_model()
+    return trainer, splits
+
+
+def _precision(training: dict) -> dict:
+    """`bf16: auto` becomes true where the hardware computes it."""
+    if training.get("bf16") == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return training | {"bf16": has_native_bfloat16(device)}
+    return training

@@ -1,0 +1,62 @@
+import pytest
+import timm
+import torch
+
+from jem_hf import JemConfig, JemModel
+from jem_hf.backbone_jem import create_backbone
+
+
+def test_parameters_at_the_papers_size_match_its_layer_table():
+    """DESIGN: conv 3-64 k3; k4 s2 to 128, 256, 512, 512; 1x1 to 64; flatten 1024; MLP 128-128-2K."""
+    convolutions = [(3, 64, 3), (64, 128, 4), (128, 256, 4), (256, 512, 4), (512, 512, 4), (512, 64, 1)]
+    expected = sum(i * o * k * k + o for i, o, k in convolutions)
+    expected += sum(i * o + o for i, o in [(1024, 128), (128, 128), (128, 46)])
+    network = timm.create_model("jem_cnn", img_size=64, width=64, num_classes=46)
+    assert sum(p.numel() for p in network.parameters()) == expected
+
+
+@pytest.mark.parametrize("size", [8, 16, 32, 64, 128])
+def test_powers_of_two(size):
+    network = timm.create_model("jem_cnn", img_size=size, width=4, num_classes=0)
+    assert network(torch.zeros(2, 3, size, size)).shape == (2, 128)
+    assert network.forward_features(torch.zeros(2, 3, size, size)).shape == (2, 4, 4, 4)
+
+
+@pytest.mark.parametrize("size", [4, 48, 100])
+def test_other_sizes_are_refused(size):
+    with pytest.raises(ValueError, match=f"not {size}"):
+        timm.create_model("jem_cnn", img_size=size)
+
+
+def test_batch_norm_is_refused_and_the_remedy_works():
+    with pytest.raises(ValueError, match="norm_layer"):
+        create_backbone("resnet18", 32, 3)
+    create_backbone("resnet18", 32, 3, norm_layer="groupnorm")
+
+
+@pytest.mark.parametrize(
+    "backbone, kwargs, size",
+    [
+        ("jem_cnn", {"width": 8}, 16),
+        ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}, 32),
+        ("vit_tiny_patch16_224", {"depth": 2, "patch_size": 8, "embed_dim": 24, "num_heads": 2}, 32),
+        ("resnet18", {"norm_layer": "groupnorm"}, 32),
+        ("swinv2_cr_tiny_224", {"depths": (1, 1), "embed_dim": 16, "num_heads": (2, 2), "window_size": 4}, 32),
+    ],
+)
+def test_round_trip_is_exact_and_twice_differentiable(backbone, kwargs, size, tmp_path):
+    torch.manual_seed(0)
+    model = JemModel(
+        JemConfig(attributes=["A", "B"], backbone=backbone, backbone_kwargs=kwargs, image_size=size)
+    ).eval()
+    model.save_pretrained(tmp_path)
+    loaded = JemModel.from_pretrained(tmp_path)
+    assert not loaded.training
+    state, loaded_state = model.state_dict(), loaded.state_dict()
+    assert state.keys() == loaded_state.keys()
+    assert all(torch.equal(state[name], loaded_state[name]) for name in state)
+    x = torch.rand(2, 3, size, size, requires_grad=True)
+    assert torch.equal(model(x).attribute_logits, loaded(x).attribute_logits)
+    (gradient,) = torch.autograd.grad(model.log_marginal(x).sum(), x, create_graph=True)
+    gradient.square().sum().backward()
+    assert model.head.linear.weight.grad.abs().sum() > 0

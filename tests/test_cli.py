@@ -1,0 +1,135 @@
+"""Every command as a user runs it: a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+
+def jem_hf(*args, cwd=None, code=0, cache=None):
+    import os
+
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    if cache:
+        env |= {"JEM_HF_CACHE": str(cache), "HF_DATASETS_CACHE": str(cache / "datasets")}
+    command = [sys.executable, "-c", "from jem_hf.cli import app; app()", *map(str, args)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
+    assert result.returncode == code, result.stderr[-2000:]
+    return result
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model trained by the quickstart at tiny size."""
+    folder = tmp_path_factory.mktemp("cli")
+    recipe = folder / "tiny.yaml"
+    recipe.write_text(
+        "dataset: {name_or_path: avatars, num_train: 60, num_test: 20, num_novel: 20}\n"
+        "image_processor: {size: {shortest_edge: 16}, crop_size: {height: 16, width: 16}}\n"
+        "model: {backbone_kwargs: {width: 4}}\n"
+        "training: {output_dir: out, max_steps: 3, per_device_train_batch_size: 8, save_strategy: 'no'}\n"
+    )
+    result = jem_hf("train", recipe, "--learning_rate", "1e-3", "--max_steps=4", "--json", cwd=folder, cache=folder)
+    summary = json.loads(result.stdout.strip().splitlines()[-1])
+    assert summary["output_dir"] == "out" and 0 <= summary["eval_accuracy"] <= 1
+    return folder
+
+
+def test_help_of_every_command():
+    commands = jem_hf("--help").stdout
+    for name in ("quickstart", "train", "generate", "predict", "evaluate", "models"):
+        assert name in commands
+        assert "--help" in jem_hf(name, "--help").stdout
+
+
+def test_train_writes_a_checkpoint(trained):
+    names = {path.name for path in (trained / "out").iterdir()}
+    assert {"model.safetensors", "config.json", "preprocessor_config.json"} <= names
+
+
+def test_generate(trained):
+    result = jem_hf(
+        "generate", trained / "out", "Eyeglasses & ~Beard", "--num-images", "4", "--steps", "2", "--json",
+        "--output", "grid.png", cwd=trained,
+    )  # fmt: skip
+    content = json.loads(result.stdout)
+    assert len(content["images"]) == 4
+    assert all(item["attributes"]["Eyeglasses"] and not item["attributes"]["Beard"] for item in content["images"])
+    assert Image.open(trained / "grid.png").width > 4 * 16
+
+
+def test_predict(trained):
+    Image.new("RGB", (40, 40), "red").save(trained / "red.png")
+    content = json.loads(jem_hf("predict", trained / "out", "red.png", "red.png", "--json", cwd=trained).stdout)
+    assert len(content) == 2 and content[0] == content[1]
+    assert len(content[0]["probabilities"]) == 23
+    assert "Eyeglasses" in jem_hf("predict", trained / "out", "red.png", cwd=trained).stdout
+
+
+def test_evaluate(trained):
+    """On a folder of images with boolean columns, as datasets loads it."""
+    from datasets import DatasetDict
+
+    from jem_hf import load_attribute_dataset
+
+    splits = load_attribute_dataset(
+        "avatars", num_train=40, num_test=12, num_novel=12, cache_dir=str(trained / "datasets")
+    )
+    folder = trained / "data"
+    assert isinstance(splits, DatasetDict)
+    for name in ("train", "test"):
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        splits[name].to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
+    result = jem_hf(
+        "evaluate", trained / "out", "--dataset", folder, "--num-images", "8", "--output", "report", "--json",
+        cwd=trained, cache=trained,
+    )  # fmt: skip
+    report = json.loads(result.stdout)
+    assert 0 <= report["prediction"]["accuracy"] <= 1
+    assert report["generation"]["full"]["num_images"] == 8
+    assert {"report.md", "report.json", "reliability.png"} <= {path.name for path in (trained / "report").iterdir()}
+
+
+def test_quickstart_at_tiny_size(trained):
+    result = jem_hf(
+        "quickstart", "--max-steps", "2", "--num-train", "40", "--num-images", "8", "--output", "quick", "--json",
+        cwd=trained, cache=trained,
+    )  # fmt: skip
+    report = json.loads(result.stdout.strip().splitlines()[-1])
+    assert {"full", "seen"} <= report["generation"].keys()
+    names = {path.name for path in (trained / "quick").iterdir()}
+    assert {"README.md", "report.json", "report.md", "samples.png", "model.safetensors", "config.json"} <= names
+
+
+def test_models():
+    assert "jem-avatars" in jem_hf("models").stdout
+    entry = json.loads(jem_hf("models", "jem-avatars", "--json").stdout)
+    assert entry["trained"] and "Eyeglasses" in entry["attributes"]
+    assert "## Results" in jem_hf("models", "jem-avatars").stdout
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (("train", "nowhere.yaml"), "no recipe 'nowhere.yaml'"),
+        (("train", "quickstart", "--max_step", "3"), "did you mean 'max_steps'"),
+        (("train", "quickstart", "max_steps"), "unexpected argument"),
+        (("train", "quickstart", "--max_steps"), "needs a value"),
+        (("train", "quickstart", "--objective", "cd"), "unknown objective 'cd'"),
+        (("generate", "jem-avatars", "Eyeglases"), "did you mean 'Eyeglasses'"),
+        (("generate", "jem-avatars", "Hat & ~Hat"), "contradicts"),
+        (("generate", "no-such-model", "Hat"), "no-such-model"),
+        (("predict", "jem-avatars", "nowhere.png"), "nowhere.png"),
+        (("evaluate", "jem-avatars", "--dataset", "./nowhere"), "nowhere"),
+        (("evaluate", "jem-avatars", "--num-images", "1"), "num-images"),
+        (("models", "jem-avatar"), "jem-avatars"),
+        (("quickstart", "--max-steps", "0"), "max-steps"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path):
+    result = jem_hf(*args, code=2, cwd=tmp_path)
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.iterdir())

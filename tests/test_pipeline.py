@@ -1,0 +1,106 @@
+import pytest
+import torch
+from PIL import ImageChops
+from transformers import pipeline
+
+from jem_hf import JemModel, list_models
+
+TASK = "attribute-conditional-generation"
+
+
+@pytest.fixture
+def pipe(model):
+    return pipeline(TASK, model=model)
+
+
+def same(a, b):
+    return ImageChops.difference(a, b).getbbox() is None
+
+
+def test_output(pipe):
+    drawn = pipe({"Smiling": True, "Hair": "red"}, num_images=3, seed=0)
+    assert len(drawn) == 3
+    for item in drawn:
+        assert item["image"].size == (8, 8)
+        assert item["attributes"]["Smiling"] is True and item["attributes"]["Hair"] == "red"
+        assert item["attributes"]["Hat"] in (True, False)
+        assert sum(item["probabilities"]["Hair"].values()) == pytest.approx(1)
+        assert 0 < item["probabilities"]["Hat"] < 1
+
+
+def test_energy_and_probabilities_are_the_models(pipe, model):
+    item = pipe("Smiling & Hair=red", seed=0, return_tensors=True)[0]
+    x = item["pixel_values"][None]
+    labels = torch.tensor([[1, 2, -1]])
+    assert item["energy"] == pytest.approx(-model.log_joint(x, labels).item(), abs=1e-5)
+    assert item["probabilities"]["Hat"] == pytest.approx(model.predict_proba(x)[0, 2, 1].item(), abs=1e-5)
+
+
+def test_same_seed_same_images(pipe):
+    first, second = (pipe("Smiling", num_images=2, seed=5) for _ in range(2))
+    assert all(same(a["image"], b["image"]) for a, b in zip(first, second))
+    generated = pipe("Smiling", num_images=2, generator=torch.Generator().manual_seed(5))
+    assert all(same(a["image"], b["image"]) for a, b in zip(first, generated))
+    other = pipe("Smiling", num_images=2, seed=6)
+    assert not same(first[0]["image"], other[0]["image"])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_lists_and_batches_keep_every_output(pipe, batch_size):
+    requests = ["Smiling", {"Hat": False}, "Hair=red & ~Smiling"]
+    drawn = pipe(requests, num_images=2, seed=1, batch_size=batch_size)
+    assert [len(items) for items in drawn] == [2, 2, 2]
+    for request, items in zip(requests, drawn):
+        alone = pipe(request, num_images=2, seed=1)
+        for a, b in zip(items, alone):
+            assert a["attributes"] == b["attributes"]
+            assert a["energy"] == pytest.approx(b["energy"], abs=1e-4)
+
+
+def test_settings_reach_the_chain(pipe):
+    steps = []
+    pipe("Smiling", num_inference_steps=7, callback=lambda x, info: steps.append(info.step))
+    assert steps == list(range(7))
+    plain = pipe("Smiling", seed=0, guidance_scale=1.0, return_tensors=True)[0]["pixel_values"]
+    guided = pipe("Smiling", seed=0, guidance_scale=20.0, return_tensors=True)[0]["pixel_values"]
+    assert not torch.equal(plain, guided)
+    item = pipe("Smiling", free_attributes="marginalise")[0]
+    assert item["attributes"] == {"Smiling": True, "Hair": None, "Hat": None}
+
+
+@pytest.mark.parametrize(
+    "request_, kwargs, message",
+    [
+        ("Smilng", {}, "did you mean 'Smiling'"),
+        ("Smiling & ~Smiling", {}, "contradicts"),
+        ([], {}, "no request"),
+        ("Smiling", {"num_images": 0}, "num_images"),
+        ("Smiling", {"num_inference_steps": 0}, "num_inference_steps"),
+        ("Smiling", {"free_attributes": "ignore"}, "free_attributes"),
+        ("Smiling", {"seed": 1, "generator": torch.Generator()}, "not both"),
+    ],
+)
+def test_bad_input(pipe, request_, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(request_, **kwargs)
+    with pytest.raises(TypeError, match="num_image_steps"):
+        pipe("Smiling", num_image_steps=3)
+
+
+def test_from_folder(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    a = pipeline(TASK, model=str(tmp_path))("Hat", seed=2)[0]
+    b = pipeline(TASK, model=JemModel.from_pretrained(tmp_path))("Hat", seed=2)[0]
+    assert same(a["image"], b["image"])
+
+
+def test_default_is_the_bundled_model():
+    pipe = pipeline(TASK)
+    assert "jem-avatars" in list_models()
+    assert "Eyeglasses" in pipe.model.config.attributes
+    drawn = pipe({"Eyeglasses": True, "Smiling": True, "Beard": False}, num_images=2, seed=0)
+    named = pipeline(TASK, model=JemModel.from_pretrained("jem-avatars"))(
+        "Eyeglasses & Smiling & ~Beard", num_images=2, seed=0
+    )
+    assert all(same(a["image"], b["image"]) for a, b in zip(drawn, named))
+    assert drawn[0]["image"].size == (32, 32)

@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from jem_hf.replay_buffer import ReplayBuffer, augment
+
+
+def buffer(size, policy):
+    return ReplayBuffer(torch.zeros(size, 1, 2, 2, dtype=torch.uint8), torch.zeros(size, 1).long(), policy)
+
+
+def entry(value):
+    return torch.full((1, 1, 2, 2), value / 128 - 1 + 1 / 256), torch.tensor([[value]])
+
+
+def test_fifo_replaces_the_oldest():
+    store = buffer(4, "fifo")
+    for value in range(1, 7):
+        store.push(*entry(value))
+    assert store.images[:, 0, 0, 0].tolist() == [5, 6, 3, 4]
+    assert store.labels[:, 0].tolist() == [5, 6, 3, 4]
+
+
+def test_reservoir_keeps_each_with_the_same_probability():
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.zeros(20)
+    for _ in range(2000):
+        store = buffer(5, "reservoir")
+        for value in range(20):
+            store.push(*entry(value), generator=generator)
+        counts[store.labels[:, 0]] += 1
+    assert ((counts / 2000 - 5 / 20).abs() < 0.04).all()
+
+
+def test_samples_lie_within_their_quantum():
+    store = buffer(3, "fifo")
+    store.push(*entry(100))
+    store.push(*entry(200))
+    store.push(*entry(30))
+    x, labels = store.sample(500, torch.Generator().manual_seed(0))
+    assert ((x - (labels[:, :, None, None] / 128 - 1)).abs() <= 1 / 128).all()
+    assert set(labels.flatten().tolist()) == {30, 100, 200}
+
+
+def test_round_trip():
+    store, other = buffer(4, "fifo"), buffer(4, "fifo")
+    for value in range(1, 7):
+        store.push(*entry(value))
+    other.load_state_dict(store.state_dict())
+    other.push(*entry(9))
+    assert other.labels[:, 0].tolist() == [5, 6, 9, 4]
+
+
+def test_unknown_policy():
+    with pytest.raises(ValueError, match="fifo or reservoir"):
+        buffer(4, "lifo")
+
+
+def test_augmentation_mirrors_and_blurs_about_half():
+    x = torch.zeros(400, 1, 8, 8)
+    x[:, :, :, 0] = 1
+    flipped = augment(x, flip=True, blur=False, generator=torch.Generator().manual_seed(0))
+    share = (flipped[:, 0, 0, 7] == 1).float().mean()
+    assert 0.4 < share < 0.6 and ((flipped == x) | (flipped == x.flip(-1))).all()
+    blurred = augment(x, flip=False, blur=True, generator=torch.Generator().manual_seed(0))
+    changed = (blurred != x).flatten(1).any(1).float().mean()
+    assert 0.4 < changed < 0.6
+    assert torch.equal(augment(x, flip=False, blur=False), x)

@@ -1,0 +1,181 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from jem_hf import JemModel, JemTrainer, JemTrainingArguments
+from jem_hf.trainer import frozen
+
+CHAIN = dict(chain_steps=3, chain_step_size=0.1, buffer_size=64, gibbs_every=1)
+
+
+def arguments(folder, **kwargs):
+    defaults = dict(
+        output_dir=str(folder),
+        per_device_train_batch_size=8,
+        learning_rate=1e-3,
+        max_steps=6,
+        logging_steps=2,
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+        seed=1,
+    )
+    return JemTrainingArguments(**{**defaults, **kwargs})
+
+
+def train(config, tensors, folder, resume=None, **kwargs):
+    torch.manual_seed(0)
+    trainer = JemTrainer(
+        model=JemModel(config), args=arguments(folder, **kwargs), train_dataset=tensors, eval_dataset=tensors
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    "kwargs, logged",
+    [
+        ({"objective": "warmup"}, {"matching", "cross_entropy", "train_accuracy"}),
+        ({"objective": "classifier"}, {"cross_entropy", "train_accuracy"}),
+        ({"objective": "joint_cd", **CHAIN}, {"energy_data", "energy_samples", "energy_gap", "saturated"}),
+        (
+            {
+                "objective": "joint_cd",
+                "kl_weight": 1.0,
+                "entropy_weight": 0.3,
+                "warmup_weight": 1.0,
+                "energy_penalty": 1e-3,
+                "data_noise": 0.02,
+                "chain_start": "data",
+                **CHAIN,
+            },
+            {"log_p_last_step", "entropy", "matching"},
+        ),
+        (
+            {"objective": "joint_cd", "restart_labels": "frequency", "buffer_policy": "reservoir", **CHAIN},
+            {"energy_gap"},
+        ),
+        ({"objective": "jem", **CHAIN}, {"energy_gap", "cross_entropy"}),
+        ({"objective": "joint_cd", "chain_free_steps": 3, **CHAIN}, {"energy_gap"}),
+    ],
+)
+def test_every_objective_trains_and_logs(config, tensors, tmp_path, kwargs, logged):
+    trainer = train(config, tensors, tmp_path, **kwargs)
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert len(logs) == 3
+    assert logged | {"images_per_second", "grad_norm"} <= logs[-1].keys()
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+    start = JemModel(config).state_dict()
+    assert any(not torch.equal(p, start[name]) for name, p in trainer.model.state_dict().items())
+
+
+def test_warmup_comes_before_chains(config, tensors, tmp_path):
+    trainer = train(config, tensors, tmp_path, objective="joint_cd", chain_free_steps=4, logging_steps=1, **CHAIN)
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert ["matching" in log for log in logs] == [True] * 4 + [False] * 2
+    assert ["energy_gap" in log for log in logs] == [False] * 4 + [True] * 2
+
+
+def test_learning_reduces_the_warmup_loss(config, tmp_path):
+    """Bright images are Smiling, dark ones are not: the model finds it."""
+    from jem_hf import AttributeTensors
+
+    labels = torch.stack([torch.arange(64) % 2, torch.arange(64) % 3, torch.arange(64) % 2], dim=1)
+    images = (labels[:, 0] * 180 + 30).to(torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8).contiguous()
+    data = AttributeTensors(images, labels, config.attributes)
+    trainer = train(
+        config, data, tmp_path, max_steps=150, logging_steps=50, learning_rate=5e-3, ema_decay=0.9, eval_steps=150
+    )
+    logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert logs[-1]["matching"] < 0.8 * logs[0]["matching"]
+    metrics = trainer.evaluate()
+    assert metrics["eval_accuracy"] > 0.75
+    drawn, _ = trainer.ema.module.generate(torch.tensor([[1, -1, -1], [0, -1, -1]]).repeat_interleave(16, 0))
+    assert drawn[:16].mean() > drawn[16:].mean() + 0.5
+
+
+def test_resume_is_exact(config, tensors, tmp_path):
+    """Killed after step 4 and resumed, through the change from warm-up to chains: the same bits at step 8."""
+    kwargs = dict(
+        objective="joint_cd",
+        chain_free_steps=3,
+        max_steps=8,
+        save_strategy="steps",
+        save_steps=4,
+        kl_weight=1.0,
+        **CHAIN,
+    )
+    whole = train(config, tensors, tmp_path / "whole", **kwargs)
+    resumed = train(config, tensors, tmp_path / "resumed", resume=str(tmp_path / "whole" / "checkpoint-4"), **kwargs)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    for name, value in whole.ema.state_dict().items():
+        assert torch.equal(value, resumed.ema.state_dict()[name]), name
+    assert torch.equal(whole.generator.get_state(), resumed.generator.get_state())
+    for name, value in whole.buffer.state_dict().items():
+        assert torch.equal(value, resumed.buffer.state_dict()[name]), name
+
+
+def test_saved_model_is_the_moving_average(config, tensors, tmp_path):
+    trainer = train(config, tensors, tmp_path, save_strategy="steps", save_steps=6, ema_decay=0.9)
+    saved = JemModel.from_pretrained(tmp_path / "checkpoint-6").state_dict()
+    average, raw = trainer.ema.module.state_dict(), trainer.model.state_dict()
+    assert all(torch.equal(saved[name], average[name]) for name in saved)
+    assert any(not torch.equal(saved[name], raw[name]) for name in saved)
+    assert saved["label_prior.bias"].abs().sum() > 0
+
+
+def test_moving_average_by_hand(config, tensors, tmp_path):
+    trainer = train(config, tensors, tmp_path, max_steps=1, ema_decay=0.999)
+    first = [p.clone() for p in trainer.model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(first, trainer.ema.module.parameters()))
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.add_(1.0)
+    trainer.ema.update_parameters(trainer.model)
+    for before, averaged in zip(first, trainer.ema.module.parameters()):
+        torch.testing.assert_close(averaged, before + 1 - 2 / 11)
+
+
+def test_evaluation_writes_a_grid(config, tensors, tmp_path):
+    trainer = train(config, tensors, tmp_path, eval_strategy="steps", eval_steps=3, sample_grid=12)
+    assert Image.open(tmp_path / "samples-3.png").size == Image.open(tmp_path / "samples-6.png").size
+    metrics = [log for log in trainer.state.log_history if "eval_accuracy" in log]
+    assert {"eval_nll", "eval_ece", "eval_ap", "eval_loss"} <= metrics[-1].keys()
+    json.dumps(metrics)
+
+
+def test_time_limit_stops_and_saves(config, tensors, tmp_path):
+    trainer = train(config, tensors, tmp_path, max_steps=10_000, max_minutes=0.02, save_strategy="steps")
+    assert 0 < trainer.state.global_step < 10_000
+    assert (tmp_path / f"checkpoint-{trainer.state.global_step}" / "training_weights.safetensors").is_file()
+
+
+def test_learning_rate_drops_as_in_the_paper(config, tensors, tmp_path):
+    trainer = train(config, tensors, tmp_path, lr_drop_step=3, lr_drop_factor=0.3, logging_steps=1)
+    rates = [log["learning_rate"] for log in trainer.state.log_history if "loss" in log]
+    assert rates == pytest.approx([1e-3] * 2 + [3e-4] * 4) or rates == pytest.approx([1e-3] * 3 + [3e-4] * 3)
+
+
+def test_frozen_gives_parameters_back(model):
+    with frozen(model):
+        assert not any(p.requires_grad for p in model.parameters())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"objective": "cd"}, "unknown objective 'cd'"),
+        ({"chain_start": "noise"}, "chain_start"),
+        ({"buffer_policy": "lifo"}, "buffer_policy"),
+        ({"restart_labels": "zero"}, "restart_labels"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"buffer_size": 4}, "buffer_size"),
+    ],
+)
+def test_wrong_arguments(tmp_path, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **kwargs)
