@@ -17,7 +17,11 @@ from PIL import Image
 
 CREDIT = "Remix of Avataaars (https://avataaars.com) by Pablo Stanley, free for personal and commercial use."
 
-ATTRIBUTES = ["Eyeglasses", "Sunglasses", "Beard", "Moustache", "Hat", "Bald", "Long_Hair", "Afro", "Black_Hair", "Blond_Hair", "Red_Hair", "Gray_Hair", "Smiling", "Tongue_Out", "Eyes_Closed", "Wide_Eyes", "Heart_Eyes", "Dark_Skin", "Rosy_Cheeks", "Earrings", "Blue_Background", "Green_Background", "Red_Clothes"]
+ATTRIBUTES = (
+    "Eyeglasses Sunglasses Beard Moustache Hat Bald Long_Hair Afro Black_Hair Blond_Hair Red_Hair Gray_Hair Smiling "
+    "Tongue_Out Eyes_Closed Wide_Eyes Heart_Eyes Dark_Skin Rosy_Cheeks Earrings Blue_Background Green_Background "
+    "Red_Clothes"
+).split()
 
 NOVEL_COMBINATIONS = [
     {"Hat": True, "Moustache": True},

@@ -1,6 +1,7 @@
 """The network that turns images into features: the paper's, or any timm architecture without batch statistics."""
 
 import math
+from itertools import pairwise
 
 import timm
 import torch
@@ -31,7 +32,7 @@ class JemCnn(nn.Module):
         num_halvings = int(math.log2(img_size)) - 2
         channels = [width * min(2**i, 8) for i in range(num_halvings + 1)]
         layers = [nn.Conv2d(in_chans, width, 3, padding=1), nn.SiLU()]
-        for inner, outer in zip(channels, channels[1:]):
+        for inner, outer in pairwise(channels):
             layers += [nn.Conv2d(inner, outer, 4, stride=2, padding=1), nn.SiLU()]
         layers += [nn.Conv2d(channels[-1], width, 1), nn.SiLU()]
         self.convolutions = nn.Sequential(*layers)

@@ -21,11 +21,12 @@ TITLES = {
 BODY = """\
 # {name}
 
-A joint energy-based model of images and {num_attributes} attributes ({image_size}x{image_size} pixels, {num_parameters:,} parameters). It
-predicts the attributes with calibrated probabilities, draws images for any combination of them, and gives every pair
-of image and attributes an energy. Method: Kelly, Zemel and Grathwohl, "Directly Training Joint Energy-Based Models for
-Conditional Synthesis and Calibrated Prediction of Multi-Attribute Data" (arXiv 2108.04227), with a warm-up by
-Equilibrium Matching (arXiv 2510.02300), as [jem_hf](https://pypi.org/project/jem_hf) implements them.
+A joint energy-based model of images and {num_attributes} attributes ({image_size}x{image_size} pixels,
+{num_parameters:,} parameters). It predicts the attributes with calibrated probabilities, draws images for any
+combination of them, and gives every pair of image and attributes an energy. Method: Kelly, Zemel and Grathwohl,
+"Directly Training Joint Energy-Based Models for Conditional Synthesis and Calibrated Prediction of Multi-Attribute
+Data" (arXiv 2108.04227), with a warm-up by Equilibrium Matching (arXiv 2510.02300), as
+[jem_hf](https://pypi.org/project/jem_hf) implements them.
 
 ![Images drawn by the model](samples.png)
 
@@ -49,9 +50,10 @@ Attributes: {attributes}.
 
 ## Results
 
-`jem-hf evaluate {name} --dataset {dataset}` prints these numbers. The oracle that judges generated images is a residual
-network of another architecture and seed, trained on the real images; *floor* is its agreement with real images taken
-without regard to the request, *ceiling* with real images that carry the requested labels.
+`jem-hf evaluate {name} --dataset {dataset}` prints these numbers. The oracle that judges
+generated images is a residual network of another architecture and seed, trained on the real images; *floor* is its
+agreement with real images taken without regard to the request, *ceiling* with real images that carry the requested
+labels.
 
 {tables}
 

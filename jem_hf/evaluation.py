@@ -1,4 +1,4 @@
-"""How good a model is: its prediction beside a classifier, its images as an independent oracle sees them, its energy."""
+"""How good a model is: its prediction beside a classifier, its images as an oracle sees them, its energy."""
 
 from collections.abc import Callable
 from itertools import combinations
@@ -61,7 +61,7 @@ def seen_requests(labels: torch.Tensor, num: int, seed: int = 0) -> torch.Tensor
 
 def novel_combinations(train: torch.Tensor, novel: torch.Tensor, min_count: int = 10) -> list[tuple[int, ...]]:
     """
-    Pairs and triples of attributes that occur in at least `min_count` rows of `novel` (N, K) and together never in `train`.
+    Pairs and triples of attributes found in `min_count` or more rows of `novel` (N, K) and together never in `train`.
 
     Attributes count as present where their label is above 0. Triples that hold such a pair are not listed again.
     """

@@ -7,7 +7,7 @@ from torch import nn
 
 class PairwiseLabelPrior(nn.Module):
     """
-    A pairwise Markov random field over K categorical labels, `log p(y) = sum_k b[y_k] + sum_{k<l} W[y_k, y_l] - log Z`.
+    A pairwise Markov random field over K labels, `log p(y) = sum_k b[y_k] + sum_{k<l} W[y_k, y_l] - log Z`.
 
     Fitted by pseudo-likelihood (Besag 1975) and sampled by Gibbs. The parameters are buffers: they travel with the
     checkpoint, and the optimiser of the energy leaves them alone.

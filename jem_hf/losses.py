@@ -19,7 +19,7 @@ def contrastive_divergence(log_p_data: torch.Tensor, log_p_samples: torch.Tensor
 
 
 def nearest_neighbour_entropy(x: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Mean log distance of images `x` (B, C, H, W) to their nearest of `others` (M, C, H, W) (Du et al. 2021, eq. 10)."""
+    """Mean log distance of images `x` (B, C, H, W) to their nearest of `others` (M, C, H, W) (Du et al. 2021)."""
     distance = torch.cdist(x.flatten(1), others.flatten(1))
     return distance.min(dim=1).values.clamp(min=1e-6).log().mean()
 

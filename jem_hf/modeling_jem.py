@@ -21,7 +21,8 @@ class JemOutput(ModelOutput):
     Output of [`JemModel`].
 
     Args:
-        loss (`torch.Tensor` of shape (1,), *optional*): Mean of `-log p(y_k|x)` over the labels that are present, in nats.
+        loss (`torch.Tensor` of shape (1,), *optional*):
+            Mean of `-log p(y_k|x)` over the labels that are present, in nats.
         logits (`torch.Tensor` of shape (B, L)):
             Log-odds of every entry of `config.id2label`: one for a binary attribute, one a value for others.
         energy (`torch.Tensor` of shape (B,)): `E(x, y_O)`; without labels `E(x)`. Lower is more probable.
@@ -36,7 +37,7 @@ class JemOutput(ModelOutput):
 
 class JemModel(FromZoo, PreTrainedModel):
     """
-    One energy over images and attributes, `E(x, y) = -sum_k f_k(x)[y_k]` (Kelly, Zemel and Grathwohl, arXiv 2108.04227).
+    One energy over images and attributes, `E(x, y) = -sum_k f_k(x)[y_k]` (Kelly et al. 2021, arXiv 2108.04227).
 
     It predicts (`predict_proba`), scores (`log_joint`, `log_marginal`) and, with a chain of
     [`sampling_jem`](sampling_jem.py), draws images.

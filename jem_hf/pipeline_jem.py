@@ -36,11 +36,11 @@ class AttributeConditionalGenerationPipeline(Pipeline):
             num_inference_steps, guidance_scale, free_attributes: See [`JemConfig`], which holds the defaults.
             seed (`int`): Seed of each request's noise: requests of one call start from the same noise.
             generator (`torch.Generator`): Source of randomness instead of a seed.
-            return_tensors (`bool`, defaults to False): Return `pixel_values` (C, H, W) in [-1, 1] instead of PIL images.
+            return_tensors (`bool`, defaults to False): Return `pixel_values` (C, H, W) in [-1, 1], not PIL images.
             callback: Called with the images (B, C, H, W) and [`ChainInfo`] before each step; True stops the chain.
 
         Returns:
-            For each request a list of dicts: `image` (or `pixel_values`), `energy` E(x, y) of the image with the request,
+            For each request a list of dicts: `image` (or `pixel_values`), `energy` E(x, y) of image and request,
             `probabilities` that the model sees in the image (p(True) of a binary attribute, a dict of others) and
             `attributes`, what it was drawn for.
 

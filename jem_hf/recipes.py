@@ -18,7 +18,9 @@ _HERE = Path(__file__).resolve().parent
 RECIPES = next(
     (path for path in (_HERE / "recipes", _HERE.parent / "training" / "recipes") if path.is_dir()), _HERE / "recipes"
 )
-DATASET_FIELDS = ["name_or_path", "attributes", "min_frequency", "max_frequency", "novel", "image_column", "cache_dir", "num_train", "num_test", "num_novel"]
+DATASET_FIELDS = (
+    "name_or_path attributes min_frequency max_frequency novel image_column cache_dir num_train num_test num_novel"
+).split()
 PROCESSOR_FIELDS = ["size", "crop_size", "resample", "do_center_crop"]
 MODEL_FIELDS = [
     name for name in JemConfig.__annotations__ if not name.startswith("attribute") and name != "model_type"
@@ -126,7 +128,7 @@ def load_splits(dataset: dict, processor: JemImageProcessor, attributes=None) ->
 
 def train(recipe: Recipe, resume: bool = False):
     """
-    Make a checkpoint in `output_dir` of the recipe's training: weights (their moving average), config, image processor.
+    Make a checkpoint in the recipe's `output_dir`: weights (their moving average), config, image processor.
 
     Args:
         resume: go on from the last checkpoint in `output_dir`, where there is one.

@@ -21,7 +21,7 @@ KINDS = {
 
 
 def write_report(report: dict, pictures: dict, folder: str | Path, config) -> None:
-    """Write `report.json`, `report.md`, `reliability.png` and a grid of samples for each kind of request to `folder`."""
+    """Write `report.json`, `report.md`, `reliability.png` and a grid of samples for each kind of request."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
@@ -47,7 +47,7 @@ def tables(report: dict) -> str:
         rows = [[KINDS[kind], *(report["generation"][kind][key] for key in GENERATION)] for kind in kinds]
         nearest = report["generation"].get("nearest_training_image")
         parts += [
-            f"Generation, judged by an oracle (accuracy on the real test images {_cell(report['oracle']['accuracy'])}):",
+            f"Generation, judged by an oracle (accuracy on real images {_cell(report['oracle']['accuracy'])}):",
             _table(["request", *GENERATION], rows),
         ]
         if nearest:

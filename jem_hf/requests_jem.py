@@ -10,8 +10,8 @@ def parse_request(request: Request, config: JemConfig) -> list[int]:
     The K labels of a request, -1 for attributes that it leaves open.
 
     Args:
-        request: A dict of attribute to True, False, a value, or None for open; or a string of terms joined by `&`, each
-            `Attribute`, `~Attribute` or `Attribute=value`.
+        request: A dict of attribute to True, False, a value, or None for open; or a string of terms joined by `&`,
+            each `Attribute`, `~Attribute` or `Attribute=value`.
         config: Whose attributes are meant.
 
     Raises:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from safetensors.torch import load_file, save_file
+from timm.optim import Muon
 from torch.optim.swa_utils import AveragedModel
 from transformers import Trainer, TrainerCallback
 
@@ -39,9 +40,9 @@ class JemTrainer(Trainer):
     """
     `Trainer` for [`JemModel`]: joint contrastive divergence, the chain-free warm-up, JEM and a plain classifier.
 
-    Datasets give `pixel_values` uint8 (C, H, W) and `labels` (K,), -1 where missing, as [`AttributeTensors`] does. What is
-    evaluated and saved is the moving average of the weights; a checkpoint also holds the weights in training, the
-    buffer and the generator, and resumes exactly.
+    Datasets give `pixel_values` uint8 (C, H, W) and `labels` (K,), -1 where missing, as [`AttributeTensors`] does.
+    What is evaluated and saved is the moving average of the weights; a checkpoint also holds the weights in training,
+    the buffer and the generator, and resumes exactly.
     """
 
     loss_is_scaled_for_ga = False
@@ -135,7 +136,7 @@ class JemTrainer(Trainer):
     # Chains
 
     def _sample(self, x, labels):
-        """Run a chain a row and push its end to the buffer. Images keep the graph of their last step where a term needs it."""
+        """Run a chain a row; its end goes to the buffer and keeps the graph of the last step where needed."""
         args, settings = self.args, self.args.chain()
         through_last_step = bool(args.kl_weight or args.entropy_weight)
         if self.buffer is None:
@@ -187,6 +188,19 @@ class JemTrainer(Trainer):
             self.model.label_prior.fit(self.train_dataset.labels)
             self.ema.module.label_prior.load_state_dict(self.model.label_prior.state_dict())
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def create_optimizer(self, model=None):
+        if self.args.muon and self.optimizer is None:
+            args = self.args
+            groups = [
+                {"params": list(self.model.backbone.parameters())},
+                {"params": list(self.model.head.parameters()), "use_fallback": True},
+            ]
+            betas = (args.adam_beta1, args.adam_beta2)
+            self.optimizer = Muon(
+                groups, lr=args.learning_rate, weight_decay=args.weight_decay, nesterov=True, betas=betas
+            )
+        return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps, optimizer=None):
         if not self.args.lr_drop_step:

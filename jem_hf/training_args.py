@@ -18,7 +18,7 @@ class JemTrainingArguments(TrainingArguments):
     """
     `TrainingArguments` with the objective, the chain and the buffer.
 
-    Defaults train the warm-up. The settings of Kelly et al. 2021 are the recipes `paper-celeba.yaml` and `paper-ut-zap50k.yaml`.
+    Defaults train the warm-up. The settings of Kelly et al. 2021 are the recipes `paper-celeba` and `paper-ut-zap50k`.
     Pixels are in [-1, 1]: the paper's steps are 4 times, its noise is 2 times as large as in [0, 1].
     """
 
@@ -50,6 +50,7 @@ class JemTrainingArguments(TrainingArguments):
 
     horizontal_flip: bool = _arg(True, "mirror half of the training images")
     ema_decay: float = _arg(0.999, "decay of the moving average of the weights, which is what is saved")
+    muon: bool = _arg(True, "timm's Muon for the backbone's matrices and convolutions, AdamW for the rest; false: optim")
     lr_drop_step: int = _arg(0, "step from which the learning rate is multiplied by lr_drop_factor; 0: never")
     lr_drop_factor: float = _arg(0.3, "see lr_drop_step")
     max_minutes: float = _arg(0.0, "stop and save after so many minutes; 0: no limit")
