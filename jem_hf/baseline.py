@@ -5,6 +5,7 @@ import tempfile
 
 import torch
 from safetensors.torch import load_file
+from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
 from .cache import cache_path, save_atomically
@@ -25,26 +26,27 @@ TRAINING = dict(
 )
 
 
-def load_classifier(train, config: JemConfig, num_epochs: int = 6, cache_dir=None) -> JemModel:
+def load_classifier(train, config: JemConfig, num_epochs: int = 6, cache_dir=None, progress=None) -> JemModel:
     """
     A classifier with the network of `config`, from the cache where it is there, else trained and cached.
 
     Args:
         train: `AttributeTensors` of the training split.
         num_epochs: passes over the data; more than a few overfit a small set.
+        progress: called after every training step with the steps done and the steps in all; never on a cache hit.
     """
     network = (config.backbone, sorted(config.backbone_kwargs.items()), config.head, config.num_values)
     settings = ("classifier r1", network, num_epochs, sorted(TRAINING.items()))
     path = cache_path("classifiers", settings, (train.images, train.labels), cache_dir)
     model = JemModel(config)
     if not path.exists():
-        model = _train(train, config, num_epochs)
+        model = _train(train, config, num_epochs, progress)
         save_atomically(model.state_dict(), path)
     model.load_state_dict(load_file(path))
     return model.eval()
 
 
-def _train(train, config: JemConfig, num_epochs: int) -> JemModel:
+def _train(train, config: JemConfig, num_epochs: int, progress) -> JemModel:
     from .trainer import JemTrainer
     from .training_args import JemTrainingArguments
 
@@ -61,13 +63,24 @@ def _train(train, config: JemConfig, num_epochs: int) -> JemModel:
             **TRAINING,
         )
         trainer = JemTrainer(model=JemModel(config), args=args, train_dataset=train)
+        trainer.remove_callback(PrinterCallback)
+        if progress is not None:
+            trainer.add_callback(_Progress(progress))
         trainer.train()
         return trainer.ema.module.cpu()
 
 
+class _Progress(TrainerCallback):
+    def __init__(self, progress):
+        self.progress = progress
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.progress(state.global_step, state.max_steps)
+
+
 @contextlib.contextmanager
 def _quiet():
-    """The baseline's training log is nobody's concern."""
+    """Without the warnings of a training run."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -1,8 +1,10 @@
-"""The command `jem-hf`. Heavy modules are imported by the commands that need them."""
+"""The command `jem-hf`: results go to standard output, progress and messages to standard error."""
 
+import contextlib
 import functools
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -65,9 +67,11 @@ def train(
     """Train the model of a recipe: RECIPE.yaml [--field value ...]."""
     from . import recipes
 
-    trainer, _ = recipes.train(recipes.load_recipe(recipe, _overrides(context.args)), resume=resume)
-    folder, metrics = trainer.args.output_dir, trainer.evaluate() if trainer.eval_dataset is not None else {}
-    _print_json({"output_dir": folder, **metrics}) if as_json else _say(f"saved {folder}")
+    with contextlib.redirect_stdout(sys.stderr):
+        trainer, _ = recipes.train(recipes.load_recipe(recipe, _overrides(context.args)), resume=resume)
+        metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    result = {"output_dir": trainer.args.output_dir, **metrics}
+    _print_json(result) if as_json else typer.echo(f"saved {trainer.args.output_dir}")
 
 
 def _overrides(args: list[str]) -> dict[str, str]:
@@ -192,23 +196,43 @@ def _load_with_processor(name: str):
     return _load_model(name), JemImageProcessor.from_pretrained(resolve(name))
 
 
-def _evaluate(network, splits, output, split="test", prediction_only=False, num_images=512, **kwargs) -> dict:
+def _evaluate(network, splits, output, split="test", prediction_only=False, num_images=512) -> dict:
     from .evaluation import evaluate
     from .report import write_report
 
-    report, pictures = evaluate(
-        network,
-        splits,
-        split=split,
-        prediction_only=prediction_only,
-        num_images=num_images,
-        progress=_say,
-        **kwargs,
-    )
+    with contextlib.redirect_stdout(sys.stderr), _Bars() as progress:
+        report, pictures = evaluate(
+            network,
+            splits,
+            split=split,
+            prediction_only=prediction_only,
+            num_images=num_images,
+            progress=progress,
+        )
     if output is not None:
         write_report(report, pictures, output, network.config)
         _say(f"wrote {output / 'report.md'}")
     return report
+
+
+class _Bars:
+    """A progress bar for each stage."""
+
+    def __enter__(self):
+        self.stage, self.bar = None, None
+        return self
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if stage != self.stage:
+            self.__exit__()
+            self.stage, self.bar = stage, tqdm(desc=stage, total=total)
+        self.bar.update(done - self.bar.n)
+
+    def __exit__(self, *error):
+        if self.bar is not None:
+            self.bar.close()
 
 
 def _print_report(report: dict, as_json: bool) -> None:
@@ -260,8 +284,8 @@ def quickstart(
     start = time.time()
     overrides = {"output_dir": str(output), "max_steps": max_steps, "num_train": num_train}
     recipe = recipes.load_recipe("quickstart", {k: v for k, v in overrides.items() if v is not None})
-    _say("drawing the faces and training")
-    trainer, splits = recipes.train(recipe)
+    with contextlib.redirect_stdout(sys.stderr):
+        trainer, splits = recipes.train(recipe)
     report = _evaluate(JemModel.from_pretrained(output), splits, output, num_images=num_images)
     minutes = (time.time() - start) / 60
     report["minutes"] = round(minutes, 2)

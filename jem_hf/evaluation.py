@@ -1,6 +1,7 @@
 """How good a model is: its prediction beside a classifier, its images as an oracle sees them, its energy."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -13,7 +14,7 @@ from .metrics import nearest_distance, prediction_metrics, reliability_curve, re
 from .modeling_jem import JemModel
 from .oracle import Oracle, load_oracle
 
-Progress = Callable[[str], None]
+Progress = Callable[[str, int, int], None]  # stage, steps done, steps in all
 
 
 def to_pixels(images: torch.Tensor) -> torch.Tensor:
@@ -33,11 +34,15 @@ def predict(model: JemModel, images: torch.Tensor, batch_size: int = 250) -> tup
     return torch.cat(probabilities).numpy(), torch.cat(log_p).numpy()
 
 
-def draw(model: JemModel, requests: torch.Tensor, seed: int = 0, batch_size: int = 128, **kwargs) -> torch.Tensor:
-    """One image (N, C, H, W), in [-1, 1], for each of the requests (N, K), -1 where open."""
+def draw(model: JemModel, requests: torch.Tensor, seed: int = 0, batch_size: int = 64, progress=None) -> torch.Tensor:
+    """One image (N, C, H, W), in [-1, 1], for each of the requests (N, K), -1 where open, with the model's defaults."""
     generator = torch.Generator(model.device).manual_seed(seed)
-    batches = [model.generate(rows, generator=generator, **kwargs)[0] for rows in requests.split(batch_size)]
-    return torch.cat(batches).clamp(-1, 1).cpu()
+    batches = []
+    for rows in requests.split(batch_size):
+        batches.append(model.generate(rows, generator=generator)[0].clamp(-1, 1).cpu())
+        if progress is not None:
+            progress(sum(map(len, batches)), len(requests))
+    return torch.cat(batches)
 
 
 def seen_requests(labels: torch.Tensor, num: int, seed: int = 0) -> torch.Tensor:
@@ -149,7 +154,7 @@ def evaluate(
     classifier_epochs: int = 6,
     oracle_epochs: int = 3,
     cache_dir=None,
-    progress: Progress = lambda stage: None,
+    progress: Progress = lambda stage, done, total: None,
 ) -> tuple[dict, dict]:
     """
     The whole trial of a model.
@@ -158,7 +163,7 @@ def evaluate(
         splits: `AttributeTensors` by name: "train" (for baseline and oracle), `split`, and "novel" where there is one.
         prediction_only: no generation, no energy.
         num_images: images drawn for each kind of request.
-        progress: called with the name of each stage as it begins.
+        progress: called with the name of a stage, its steps done and its steps in all.
 
     Returns:
         The report (DESIGN: `prediction`, `baselines`, `generation`, `energy`), and what pictures are made of:
@@ -166,11 +171,10 @@ def evaluate(
     """
     train, test = splits["train"], splits[split]
     model.eval()
-    progress("prediction")
     prediction, curve = evaluate_prediction(model, test.images, test.labels)
     curves = {"joint model": (curve, prediction["ece"])}
-    progress("baseline: classifier of the same network")
-    classifier = load_classifier(train, model.config, classifier_epochs, cache_dir)
+    in_stage = partial(partial, progress)
+    classifier = load_classifier(train, model.config, classifier_epochs, cache_dir, in_stage("baseline classifier"))
     baseline, curve = evaluate_prediction(classifier, test.images, test.labels)
     curves["classifier"] = (curve, baseline["ece"])
     report = {
@@ -182,15 +186,15 @@ def evaluate(
     pictures = {"reliability": curves, "samples": {}}
     if prediction_only:
         return report, pictures
-    progress("oracle: another network, trained on the real images")
-    oracle = load_oracle(train, model.config.num_values, num_epochs=oracle_epochs, cache_dir=cache_dir)
+    oracle = load_oracle(
+        train, model.config.num_values, num_epochs=oracle_epochs, cache_dir=cache_dir, progress=in_stage("oracle")
+    )
     report["oracle"] = {
         "accuracy": float((oracle.predict(test.images) == test.labels)[test.labels >= 0].float().mean())
     }
     report["generation"] = {}
     for name, (requests, real) in _requests(train, test, splits.get("novel"), num_images).items():
-        progress(f"generation: {name}")
-        images = draw(model, requests)
+        images = draw(model, requests, progress=in_stage(f"drawing {name}"))
         report["generation"][name] = evaluate_requests(images, requests, real, oracle)
         pictures["samples"][name] = (images, requests)
         if name == "full":
@@ -198,7 +202,6 @@ def evaluate(
                 "samples": float(np.median(nearest_distance(images, train.images)[0])),
                 "real": float(np.median(nearest_distance(test.images, train.images)[0])),
             }
-    progress("energy")
     report["energy"] = evaluate_energy(model, test.images)
     return report, pictures
 

@@ -74,7 +74,7 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         noise, labels = [], []
         for request in requested:
             if generator is None or seed is not None:
-                generator = torch.Generator(model.device).manual_seed(torch.seed() if seed is None else seed)
+                generator = torch.Generator(model.device).manual_seed(_fresh_seed() if seed is None else seed)
             shape = (num_images, config.num_channels, config.image_size, config.image_size)
             noise.append(initial_noise(config.sampler, shape, model.device, generator))
             rows = request.expand(num_images, -1)
@@ -105,6 +105,11 @@ class AttributeConditionalGenerationPipeline(Pipeline):
             }
             for i in range(len(x))
         ]
+
+
+def _fresh_seed():
+    """Another seed each time, from the global generator: `transformers.set_seed` makes it repeatable."""
+    return torch.randint(2**62, ()).item()
 
 
 def _named_probabilities(probabilities, config):

@@ -107,7 +107,7 @@ class JemTrainer(Trainer):
     def _contrastive_loss(self, model, x, labels):
         """Contrastive divergence with its extra terms, what to log, and the logits of the data."""
         args = self.args
-        samples, sample_labels = self._sample(x, labels)
+        samples, sample_labels = self._sample(x)
         if args.data_noise:
             x = (x + args.data_noise * torch.empty_like(x).normal_(generator=self.generator)).clamp(-1, 1)
         logits = model(pixel_values=torch.cat([x, samples.detach()])).attribute_logits
@@ -135,51 +135,42 @@ class JemTrainer(Trainer):
 
     # Chains
 
-    def _sample(self, x, labels):
-        """Run a chain a row; its end goes to the buffer and keeps the graph of the last step where needed."""
-        args, settings = self.args, self.args.chain()
-        through_last_step = bool(args.kl_weight or args.entropy_weight)
-        if self.buffer is None:
-            self.buffer = self._initial_buffer(x, labels)
-        start, start_labels = self._chain_start(x, labels)
-        free = torch.full_like(start_labels, -1)
-        with self.accelerator.autocast():
-            if through_last_step:
-                settings = replace(settings, num_steps=settings.num_steps - 1)
-            with frozen(self.model):
-                x, drawn = run_chain(self.model.attribute_logits, start, free, settings, self.generator)
-            drawn = start_labels if settings.gibbs_every and settings.num_steps < 1 else drawn
-            if through_last_step:
-                x = last_langevin_step(self.model.attribute_logits, x, drawn, settings, self.generator)
-        self.buffer.push(x.detach(), drawn, self.generator)
-        return x, drawn
+    def _sample(self, x):
+        """A chain a row, as many as the data `x` has: images and labels at its end, which goes to the buffer.
 
-    def _chain_start(self, x, labels):
+        Images keep the graph of their last step where a term of the loss needs it.
+        """
+        args, settings = self.args, self.args.chain()
+        if self.buffer is None:
+            self.buffer = self._initial_buffer(x)
+        free = torch.full((len(x), len(self.model.config.attributes)), -1, device=x.device)
+        through_last_step = bool(args.kl_weight or args.entropy_weight)
+        with self.accelerator.autocast():
+            with frozen(self.model):
+                num_steps = settings.num_steps - through_last_step
+                chain = replace(settings, num_steps=num_steps)
+                x, labels = run_chain(self.model.attribute_logits, self._chain_start(x), free, chain, self.generator)
+            if through_last_step:
+                x = last_langevin_step(self.model.attribute_logits, x, labels, settings, self.generator)
+        self.buffer.push(x.detach(), labels, self.generator)
+        return x, labels
+
+    def _chain_start(self, x):
+        """Where chains start; no labels, for the first Gibbs draw replaces them all."""
         args, generator = self.args, self.generator
         if args.chain_start == "data":
             t = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
-            return torch.lerp(torch.empty_like(x).normal_(generator=generator), x, t).clamp(-1, 1), labels
-        start, start_labels = self.buffer.sample(len(x), generator)
+            return torch.lerp(torch.empty_like(x).normal_(generator=generator), x, t).clamp(-1, 1)
+        start, _ = self.buffer.sample(len(x), generator)
         start = augment(start, args.buffer_flip, args.buffer_blur, generator)
-        restart = torch.rand(len(x), generator=generator, device=x.device) < args.restart_probability
-        noise = torch.empty_like(start).uniform_(-1, 1, generator=generator)
-        start = torch.where(restart[:, None, None, None], noise, start)
-        return start, torch.where(restart[:, None], self._restart_labels(len(x), labels), start_labels)
+        restart = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < args.restart_probability
+        return torch.where(restart, torch.empty_like(start).uniform_(-1, 1, generator=generator), start)
 
-    def _restart_labels(self, num, labels):
-        """Labels (num, K) of new chains: uniform over the values, or as frequent as in the training data."""
-        columns = []
-        for k, num_values in enumerate(self.model.config.num_values):
-            column = labels[:, k][labels[:, k] >= 0] if self.args.restart_labels == "frequency" else labels[:0, k]
-            values = column if len(column) else torch.arange(num_values, device=labels.device)
-            rows = torch.randint(len(values), (num,), generator=self.generator, device=labels.device)
-            columns.append(values[rows])
-        return torch.stack(columns, dim=1)
-
-    def _initial_buffer(self, x, labels):
-        size = self.args.buffer_size
-        images = torch.randint(256, (size, *x.shape[1:]), generator=self.generator, device=x.device, dtype=torch.uint8)
-        return ReplayBuffer(images, self._restart_labels(size, labels), self.args.buffer_policy)
+    def _initial_buffer(self, x):
+        shape = (self.args.buffer_size, *x.shape[1:])
+        images = torch.randint(256, shape, generator=self.generator, device=x.device, dtype=torch.uint8)
+        labels = torch.full((len(images), len(self.model.config.attributes)), -1, device=x.device)
+        return ReplayBuffer(images, labels, self.args.buffer_policy)
 
     # The loop around them
 

@@ -44,13 +44,14 @@ class JemTrainingArguments(TrainingArguments):
     buffer_size: int = _arg(10_000, "pairs in the replay buffer of each process")
     buffer_policy: str = _arg("fifo", "fifo or reservoir")
     restart_probability: float = _arg(0.05, "share of chains that start from noise")
-    restart_labels: str = _arg("uniform", "labels of such chains: uniform, or frequency (as in the training data)")
     buffer_flip: bool = _arg(True, "mirror half of the samples before their chains go on")
     buffer_blur: bool = _arg(True, "blur half of the samples before their chains go on")
 
     horizontal_flip: bool = _arg(True, "mirror half of the training images")
     ema_decay: float = _arg(0.999, "decay of the moving average of the weights, which is what is saved")
-    muon: bool = _arg(True, "timm's Muon for the backbone's matrices and convolutions, AdamW for the rest; false: optim")
+    muon: bool = _arg(
+        True, "timm's Muon for the backbone's matrices and convolutions, AdamW for the rest; false: optim"
+    )
     lr_drop_step: int = _arg(0, "step from which the learning rate is multiplied by lr_drop_factor; 0: never")
     lr_drop_factor: float = _arg(0.3, "see lr_drop_step")
     max_minutes: float = _arg(0.0, "stop and save after so many minutes; 0: no limit")
@@ -67,13 +68,14 @@ class JemTrainingArguments(TrainingArguments):
             "objective": OBJECTIVES,
             "chain_start": ("buffer", "data"),
             "buffer_policy": ("fifo", "reservoir"),
-            "restart_labels": ("uniform", "frequency"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(allowed)}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is at least 0 and below 1, not {self.ema_decay}")
+        if self.chain_steps < 1:
+            raise ValueError(f"chain_steps is 1 or more, not {self.chain_steps}")
         if self.buffer_size < self.per_device_train_batch_size:
             raise ValueError(
                 f"buffer_size {self.buffer_size} is below the batch size {self.per_device_train_batch_size}: raise it"

@@ -54,7 +54,7 @@ def train(config, tensors, folder, resume=None, **kwargs):
             {"log_p_last_step", "entropy", "matching"},
         ),
         (
-            {"objective": "joint_cd", "restart_labels": "frequency", "buffer_policy": "reservoir", **CHAIN},
+            {"objective": "joint_cd", "buffer_policy": "reservoir", **CHAIN},
             {"energy_gap"},
         ),
         ({"objective": "jem", **CHAIN}, {"energy_gap", "cross_entropy"}),
@@ -85,9 +85,7 @@ def test_learning_reduces_the_warmup_loss(config, tmp_path):
     labels = torch.stack([torch.arange(64) % 2, torch.arange(64) % 3, torch.arange(64) % 2], dim=1)
     images = (labels[:, 0] * 180 + 30).to(torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8).contiguous()
     data = AttributeTensors(images, labels, config.attributes)
-    trainer = train(
-        config, data, tmp_path, max_steps=150, logging_steps=50, learning_rate=2e-2, ema_decay=0.9
-    )
+    trainer = train(config, data, tmp_path, max_steps=150, logging_steps=50, learning_rate=2e-2, ema_decay=0.9)
     logs = [log for log in trainer.state.log_history if "loss" in log]
     assert logs[-1]["matching"] < 0.8 * logs[0]["matching"]
     metrics = trainer.evaluate()
@@ -171,7 +169,7 @@ def test_frozen_gives_parameters_back(model):
         ({"objective": "cd"}, "unknown objective 'cd'"),
         ({"chain_start": "noise"}, "chain_start"),
         ({"buffer_policy": "lifo"}, "buffer_policy"),
-        ({"restart_labels": "zero"}, "restart_labels"),
+        ({"chain_steps": 0}, "chain_steps"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"buffer_size": 4}, "buffer_size"),
     ],
