@@ -74,7 +74,7 @@ def render(index, seed=0, size=64):
 
 
 def load_avatars(
-    num_train=8000, num_test=1000, num_novel=1000, seed=0, size=64, num_proc=None, cache_dir=None, **kwargs
+    num_train=20_000, num_test=2000, num_novel=2000, seed=0, size=64, num_proc=None, cache_dir=None, **kwargs
 ):
     """Render the splits train, test and novel; a second call with the same arguments reads them from the cache.
 

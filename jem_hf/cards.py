@@ -5,7 +5,11 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .configuration_jem import JemConfig
-from .report import tables
+from .evaluation import evaluate
+from .modeling_jem import JemModel
+from .pipeline_jem import AttributeConditionalGenerationPipeline
+from .plots import image_grid
+from .report import tables, write_report
 
 TASK = "attribute-conditional-generation"
 TITLES = {
@@ -46,7 +50,7 @@ Attributes: {attributes}.
 
 ## How it was trained
 
-`jem-hf train {recipe}`{cost}
+`jem-hf train {recipe}`. {cost}
 
 ## Results
 
@@ -63,6 +67,34 @@ labels.
 """
 
 
+def document(
+    model: JemModel, splits: dict, folder: str | Path, card: dict, recipe: str, cost: str = "", **evaluation
+) -> dict:
+    """
+    Evaluate a model and write all that its folder needs beside the weights: report, pictures, card.
+
+    Args:
+        splits: `AttributeTensors` by name, see [`evaluate`].
+        card: the section of the same name of the recipe, see [`write_card`]; `requests` are drawn, a row each.
+        recipe: name or path for `jem-hf train`.
+        cost: what training took.
+        evaluation: further arguments of [`evaluate`].
+
+    Returns:
+        The report.
+    """
+    report, pictures = evaluate(model, splits, **evaluation)
+    write_report(report, pictures, folder, model.config)
+    card = dict(card)
+    requests = card.pop("requests", [""])
+    draw = AttributeConditionalGenerationPipeline(model)
+    images = [item["image"] for row in draw(requests, num_images=8, seed=0) for item in row]
+    scale = max(1, 64 // model.config.image_size)
+    image_grid(images, scale=scale, row_labels=requests if any(requests) else None).save(Path(folder) / "samples.png")
+    write_card(folder, model.config, report, recipe=recipe, cost=cost, requests=requests, **card)
+    return report
+
+
 def write_card(
     folder: str | Path,
     config: JemConfig,
@@ -71,6 +103,7 @@ def write_card(
     name: str,
     recipe: str,
     dataset: str,
+    requests: list[str] = ("",),
     data: str = "",
     limits: str = "It draws what its training data shows, at its resolution, and no more.",
     cost: str = "",
@@ -83,6 +116,7 @@ def write_card(
         report: from [`evaluate`].
         recipe: name or path for `jem-hf train`.
         dataset: name or path for `jem-hf evaluate`.
+        requests: what the rows of `samples.png` show; the first is the example.
         data, limits, cost: text about them; `cost` follows the training command.
     """
     card_data = ModelCardData(
@@ -91,15 +125,12 @@ def write_card(
         library_name="transformers",
         pipeline_tag="unconditional-image-generation",
         tags=[TASK, "image-classification", "energy-based-model", "jem"],
-        datasets=None if "/" in dataset or dataset.startswith(".") else [dataset],
         eval_results=_eval_results(report, dataset),
         recipe=recipe,
+        dataset=dataset,
         attributes=config.attributes,
         image_size=config.image_size,
         num_parameters=report["num_parameters"],
-    )
-    example = (
-        f"{config.attributes[0]} & ~{config.attributes[-1]}" if len(config.attributes) > 1 else config.attributes[0]
     )
     body = BODY.format(
         name=name,
@@ -107,14 +138,14 @@ def write_card(
         image_size=config.image_size,
         num_parameters=report["num_parameters"],
         task=TASK,
-        example=example,
+        example=requests[0] or config.attributes[0],
         attributes=", ".join(config.attributes),
-        data=data or f"`{dataset}`.",
+        data=data.strip() or f"`{dataset}`.",
         recipe=recipe,
-        cost=f"; {cost}" if cost else "",
+        cost=cost,
         dataset=dataset,
         tables=tables(report),
-        limits=limits,
+        limits=limits.strip(),
     )
     path = Path(folder) / "README.md"
     ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n{body}").save(path)

@@ -44,9 +44,14 @@ def _load_model(name: str):
     from transformers.utils import logging
 
     from .modeling_jem import JemModel
+    from .zoo import list_models
 
     logging.disable_progress_bar()
-    return JemModel.from_pretrained(name)
+    try:
+        return JemModel.from_pretrained(name)
+    except OSError as error:
+        known = ", ".join(list_models())
+        raise ValueError(f"no model {name!r}: it is not in the zoo ({known}), not a folder, and {error}") from error
 
 
 def _print_json(content) -> None:
@@ -274,30 +279,23 @@ def quickstart(
     as_json: Json = False,
 ):
     """Build data, train from scratch, evaluate, draw: under ten minutes on two cores."""
-    import shutil
     import time
 
     from . import recipes
-    from .cards import write_card
+    from .cards import document
     from .modeling_jem import JemModel
 
     start = time.time()
     overrides = {"output_dir": str(output), "max_steps": max_steps, "num_train": num_train}
     recipe = recipes.load_recipe("quickstart", {k: v for k, v in overrides.items() if v is not None})
-    with contextlib.redirect_stdout(sys.stderr):
-        trainer, splits = recipes.train(recipe)
-    report = _evaluate(JemModel.from_pretrained(output), splits, output, num_images=num_images)
-    minutes = (time.time() - start) / 60
-    report["minutes"] = round(minutes, 2)
-    shutil.copy(output / "samples-full.png", output / "samples.png")
-    card = write_card(
-        output,
-        trainer.model.config,
-        report,
-        name=str(output),
-        recipe="quickstart",
-        dataset="avatars",
-        cost=f"{minutes:.1f} minutes with evaluation on {os.cpu_count()} cores.",
-    )
+    recipe.card["name"] = str(output)
+    with contextlib.redirect_stdout(sys.stderr), _Bars() as progress:
+        _, splits = recipes.train(recipe)
+        cost = f"It took {(time.time() - start) / 60:.1f} minutes on {os.cpu_count()} cores, data included."
+        model = JemModel.from_pretrained(output)
+        report = document(
+            model, splits, output, recipe.card, "quickstart", cost, num_images=num_images, progress=progress
+        )
+    report["minutes"] = round((time.time() - start) / 60, 2)
     _print_report(report, as_json)
-    _say(f"{minutes:.1f} minutes; look at {card}, {output / 'report.md'} and {output / 'samples.png'}")
+    _say(f"{report['minutes']} minutes; look at README.md, report.md and samples.png in {output}")

@@ -35,7 +35,7 @@ def predict(model: JemModel, images: torch.Tensor, batch_size: int = 250) -> tup
 
 
 def draw(model: JemModel, requests: torch.Tensor, seed: int = 0, batch_size: int = 64, progress=None) -> torch.Tensor:
-    """One image (N, C, H, W), in [-1, 1], for each of the requests (N, K), -1 where open, with the model's defaults."""
+    """One image (N, C, H, W), in [-1, 1], for each of the requests (N, K), -1 where open, by the model's defaults."""
     generator = torch.Generator(model.device).manual_seed(seed)
     batches = []
     for rows in requests.split(batch_size):

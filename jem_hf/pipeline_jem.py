@@ -25,13 +25,14 @@ class AttributeConditionalGenerationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    def __call__(self, requests: Request | list[Request], **kwargs):
+    def __call__(self, requests: Request | list[Request], batch_size: int | None = None, **kwargs):
         """
         Draw images.
 
         Args:
             requests: A dict of attribute to value, a string such as `"Eyeglasses & ~Beard"`, or a list of either. `{}`
                 and `""` leave all open.
+            batch_size (`int`, defaults to 1): Requests of a list that share a chain.
             num_images (`int`, defaults to 1): Images for each request.
             num_inference_steps, guidance_scale, free_attributes: See [`JemConfig`], which holds the defaults.
             seed (`int`): Seed of each request's noise: requests of one call start from the same noise.
@@ -47,9 +48,13 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         Raises:
             ValueError: an empty list, an unknown attribute or value, a contradiction, an argument out of its range.
         """
-        if isinstance(requests, list) and not requests:
+        if not isinstance(requests, list):
+            return super().__call__((requests,), **kwargs)[0]
+        if not requests:
             raise ValueError("no request to draw: give one such as 'Eyeglasses & ~Beard'")
-        return super().__call__(requests, **kwargs)
+        size = batch_size or self._batch_size or 1
+        batches = [tuple(requests[i : i + size]) for i in range(0, len(requests), size)]
+        return [images for batch in super().__call__(batches, batch_size=1, **kwargs) for images in batch]
 
     def _sanitize_parameters(self, num_images=None, seed=None, generator=None, return_tensors=None, **chain_arguments):
         for name in chain_arguments:
@@ -63,8 +68,8 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         forward = {name: value for name, value in forward.items() if value is not None}
         return {}, forward, {} if return_tensors is None else {"return_tensors": return_tensors}
 
-    def preprocess(self, request):
-        return {"labels": torch.tensor([parse_request(request, self.model.config)])}
+    def preprocess(self, requests):
+        return {"labels": torch.tensor([parse_request(request, self.model.config) for request in requests])}
 
     def _forward(self, inputs, num_images=1, seed=None, generator=None, **chain_arguments):
         model, config = self.model, self.model.config
@@ -82,17 +87,19 @@ class AttributeConditionalGenerationPipeline(Pipeline):
                 model.label_prior.sample(rows, generator=generator) if free_attributes == "complete" else rows
             )
         x, labels = model.generate(torch.cat(labels), noise=torch.cat(noise), generator=generator, **chain_arguments)
-        output = model(x.clamp(-1, 1), requested.repeat_interleave(num_images, 0))
+        x = x.clamp(-1, 1)
+        output = model(x, requested.repeat_interleave(num_images, 0))
         fields = {"pixel_values": x, "energy": output.energy, "labels": labels}
         fields["probabilities"] = output.attribute_logits.softmax(-1)
         return {name: value.unflatten(0, (batch, num_images)) for name, value in fields.items()}
 
     def postprocess(self, outputs, return_tensors=False):
+        fields = ("pixel_values", "energy", "labels", "probabilities")
+        return [self._describe(*request, return_tensors) for request in zip(*(outputs[name] for name in fields))]
+
+    def _describe(self, x, energy, labels, probabilities, return_tensors):
+        """The dicts of one request's images."""
         config = self.model.config
-        x, energy, labels, probabilities = (
-            outputs[name][0] for name in ("pixel_values", "energy", "labels", "probabilities")
-        )
-        x = x.clamp(-1, 1)
         images = x if return_tensors else JemImageProcessor.to_pil(x)
         return [
             {

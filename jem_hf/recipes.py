@@ -21,6 +21,7 @@ RECIPES = next(
 DATASET_FIELDS = (
     "name_or_path attributes min_frequency max_frequency novel image_column cache_dir num_train num_test num_novel"
 ).split()
+CARD_FIELDS = ["name", "dataset", "license", "requests", "data", "limits"]
 PROCESSOR_FIELDS = ["size", "crop_size", "resample", "do_center_crop"]
 MODEL_FIELDS = [
     name for name in JemConfig.__annotations__ if not name.startswith("attribute") and name != "model_type"
@@ -37,12 +38,14 @@ class Recipe:
         image_processor (`dict`): Arguments of `JemImageProcessor`.
         model (`dict`): Fields of `JemConfig`; the attributes come from the data.
         training (`dict`): Fields of `JemTrainingArguments`.
+        card (`dict`): What the model card says of it, see `cards.write_card`.
     """
 
     dataset: dict = field(default_factory=dict)
     image_processor: dict = field(default_factory=dict)
     model: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)
+    card: dict = field(default_factory=dict)
 
     def override(self, name: str, value) -> None:
         """Set one field, wherever it belongs. Raises `ValueError` for a name that no section has."""
@@ -62,6 +65,7 @@ def _sections() -> dict[str, list[str]]:
         "image_processor": PROCESSOR_FIELDS,
         "model": MODEL_FIELDS,
         "training": [f.name for f in dataclasses.fields(JemTrainingArguments)],
+        "card": CARD_FIELDS,
     }
 
 
@@ -160,6 +164,7 @@ def train(recipe: Recipe, resume: bool = False):
     last = get_last_checkpoint(args.output_dir) if resume and Path(args.output_dir).is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     trainer.save_model()
+    trainer.save_state()
     return trainer, splits
 
 

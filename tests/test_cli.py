@@ -1,19 +1,21 @@
 """Every command as a user runs it: a process of its own."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 from typer.testing import CliRunner
 
+from jem_hf import load_attribute_dataset
 from jem_hf.cli import app
 
 
 def jem_hf(*args, cwd=None, code=0, cache=None):
-    import os
-
     env = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     if cache:
         env |= {"JEM_HF_CACHE": str(cache), "HF_DATASETS_CACHE": str(cache / "datasets")}
@@ -67,33 +69,43 @@ def test_generate(trained):
 def test_predict(trained):
     Image.new("RGB", (40, 40), "red").save(trained / "red.png")
     content = json.loads(jem_hf("predict", trained / "out", "red.png", "red.png", "--json", cwd=trained).stdout)
-    assert len(content) == 2 and content[0] == content[1]
+    assert [item["image"] for item in content] == ["red.png", "red.png"]
+    assert content[0]["energy"] == pytest.approx(content[1]["energy"], abs=1e-3)
     assert len(content[0]["probabilities"]) == 23
     assert "Eyeglasses" in jem_hf("predict", trained / "out", "red.png", cwd=trained).stdout
 
 
-def test_evaluate(trained):
-    """On a folder of images with boolean columns, as datasets loads it."""
-    from datasets import DatasetDict
-
-    from jem_hf import load_attribute_dataset
-
-    splits = load_attribute_dataset(
-        "avatars", num_train=40, num_test=12, num_novel=12, cache_dir=str(trained / "datasets")
-    )
+@pytest.fixture(scope="module")
+def data(trained):
+    """A folder of images with boolean columns, as datasets loads it."""
+    cache = str(trained / "datasets")
+    splits = load_attribute_dataset("avatars", num_train=40, num_test=12, num_novel=12, cache_dir=cache)
     folder = trained / "data"
-    assert isinstance(splits, DatasetDict)
+    (folder / "data").mkdir(parents=True)
     for name in ("train", "test"):
-        (folder / "data").mkdir(parents=True, exist_ok=True)
         splits[name].to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
+    return folder
+
+
+def test_evaluate(trained, data):
     result = jem_hf(
-        "evaluate", trained / "out", "--dataset", folder, "--num-images", "8", "--output", "report", "--json",
+        "evaluate", trained / "out", "--dataset", data, "--num-images", "8", "--output", "report", "--json",
         cwd=trained, cache=trained,
     )  # fmt: skip
     report = json.loads(result.stdout)
     assert 0 <= report["prediction"]["accuracy"] <= 1
     assert report["generation"]["full"]["num_images"] == 8
     assert {"report.md", "report.json", "reliability.png"} <= {path.name for path in (trained / "report").iterdir()}
+
+
+def test_release_makes_a_zoo_folder(trained, data):
+    script = Path(__file__).parents[1] / "training" / "release.py"
+    command = [sys.executable, script, "out", "jem-avatars", "--dataset", data, "--num-images", "8", "--output", "zoo"]
+    subprocess.run(list(map(str, command)), cwd=trained, check=True, capture_output=True, timeout=300)
+    zoo = trained / "zoo" / "jem-avatars"
+    assert ModelCard.load(zoo / "README.md").data.image_size == 16
+    names = {path.name for path in zoo.iterdir()}
+    assert {"model.safetensors", "config.json", "preprocessor_config.json", "samples.png"} <= names
 
 
 def test_quickstart_at_tiny_size(trained):

@@ -1,0 +1,45 @@
+"""Make a zoo folder of a trained run: `python training/release.py RUN RECIPE` evaluates and writes model_cards/NAME.
+
+The folder holds weights, config, image processor, the card with the measured numbers, the report and its pictures.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from jem_hf.cards import document
+from jem_hf.image_processing_jem import JemImageProcessor
+from jem_hf.modeling_jem import JemModel
+from jem_hf.recipes import load_recipe, load_splits
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="folder that jem-hf train wrote")
+    parser.add_argument("recipe", help="the recipe it was trained by")
+    parser.add_argument("--dataset", help="where the data is, if not where the recipe says")
+    parser.add_argument("--num-images", type=int, default=512)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "model_cards")
+    parser.add_argument("--guidance-scale", type=float)
+    args = parser.parse_args()
+
+    recipe = load_recipe(args.recipe)
+    model = JemModel.from_pretrained(args.run)
+    if args.guidance_scale is not None:
+        model.config.guidance_scale = args.guidance_scale
+    processor = JemImageProcessor.from_pretrained(args.run)
+    folder = args.output / recipe.card["name"]
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    source = {"name_or_path": args.dataset or recipe.card["dataset"]}
+    splits, _ = load_splits(source, processor, model.config.attributes)
+    history = json.loads((args.run / "trainer_state.json").read_text())["log_history"]
+    runtime = next(entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry)
+    cost = f"It took {runtime / 60:.0f} minutes on {os.cpu_count()} cores."
+    report = document(model, splits, folder, recipe.card, args.recipe, cost, num_images=args.num_images)
+    print(json.dumps({key: report[key] for key in ("prediction", "generation", "energy")}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
