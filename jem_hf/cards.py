@@ -54,7 +54,7 @@ Attributes: {attributes}.
 
 ## Results
 
-`jem-hf evaluate {name} --dataset {dataset}` prints these numbers. The oracle that judges
+`{evaluation}` prints these numbers. The oracle that judges
 generated images is a residual network of another architecture and seed, trained on the real images; *floor* is its
 agreement with real images taken without regard to the request, *ceiling* with real images that carry the requested
 labels.
@@ -107,6 +107,7 @@ def write_card(
     data: str = "",
     limits: str = "It draws what its training data shows, at its resolution, and no more.",
     cost: str = "",
+    evaluation: str = "",
     license: str = "apache-2.0",
 ) -> Path:
     """
@@ -118,6 +119,7 @@ def write_card(
         dataset: name or path for `jem-hf evaluate`.
         requests: what the rows of `samples.png` show; the first is the example.
         data, limits, cost: text about them; `cost` follows the training command.
+        evaluation: the command that prints the numbers, if not `jem-hf evaluate`.
     """
     card_data = ModelCardData(
         model_name=name,
@@ -143,7 +145,7 @@ def write_card(
         data=data.strip() or f"`{dataset}`.",
         recipe=recipe,
         cost=cost,
-        dataset=dataset,
+        evaluation=evaluation or f"jem-hf evaluate {name} --dataset {dataset}",
         tables=tables(report),
         limits=limits.strip(),
     )

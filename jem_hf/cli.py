@@ -26,9 +26,11 @@ def clear_errors(command):
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
+        from huggingface_hub.errors import StrictDataclassError
+
         try:
             return command(*args, **kwargs)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, StrictDataclassError) as error:
             message = " ".join(str(error).split())
             typer.echo(f"jem-hf: {message}", err=True)
             raise typer.Exit(2) from None
@@ -41,6 +43,7 @@ def _say(message: str) -> None:
 
 
 def _load_model(name: str):
+    import torch
     from transformers.utils import logging
 
     from .modeling_jem import JemModel
@@ -48,7 +51,7 @@ def _load_model(name: str):
 
     logging.disable_progress_bar()
     try:
-        return JemModel.from_pretrained(name)
+        return JemModel.from_pretrained(name).to("cuda" if torch.cuda.is_available() else "cpu")
     except OSError as error:
         known = ", ".join(list_models())
         raise ValueError(f"no model {name!r}: it is not in the zoo ({known}), not a folder, and {error}") from error
@@ -60,7 +63,7 @@ def _print_json(content) -> None:
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    epilog="Every field of the recipe can be set: --max_steps 100 --learning_rate 1e-3 --width 64.",
+    epilog='Every field of the recipe can be set: --max_steps 100 --backbone_kwargs "{width: 64}".',
 )
 @clear_errors
 def train(
@@ -143,19 +146,15 @@ def predict(
     import torch
     from PIL import Image
 
-    from .image_processing_jem import JemImageProcessor
-    from .zoo import resolve
-
     pictures = []
     for path in images:
         try:
             pictures.append(Image.open(path).convert("RGB"))
         except (OSError, Image.DecompressionBombError) as error:
             raise ValueError(f"cannot read the image {str(path)!r}: {error}") from error
-    network = _load_model(model)
-    processor = JemImageProcessor.from_pretrained(resolve(model))
+    network, processor = _load_with_processor(model)
     with torch.no_grad():
-        output = network(**processor(pictures, return_tensors="pt"))
+        output = network(**processor(pictures, return_tensors="pt").to(network.device))
     scores = output.logits.sigmoid()
     results = []
     for path, energy, row in zip(images, output.energy.tolist(), scores.tolist()):
@@ -196,9 +195,8 @@ def evaluate(
 
 def _load_with_processor(name: str):
     from .image_processing_jem import JemImageProcessor
-    from .zoo import resolve
 
-    return _load_model(name), JemImageProcessor.from_pretrained(resolve(name))
+    return _load_model(name), JemImageProcessor.from_pretrained(name)
 
 
 def _evaluate(network, splits, output, split="test", prediction_only=False, num_images=512) -> dict:
@@ -283,16 +281,16 @@ def quickstart(
 
     from . import recipes
     from .cards import document
-    from .modeling_jem import JemModel
 
     start = time.time()
-    overrides = {"output_dir": str(output), "max_steps": max_steps, "num_train": num_train}
-    recipe = recipes.load_recipe("quickstart", {k: v for k, v in overrides.items() if v is not None})
+    overrides = {"output_dir": output, "max_steps": max_steps, "num_train": num_train}
+    recipe = recipes.load_recipe("quickstart", {k: str(v) for k, v in overrides.items() if v is not None})
     recipe.card["name"] = str(output)
     with contextlib.redirect_stdout(sys.stderr), _Bars() as progress:
         _, splits = recipes.train(recipe)
         cost = f"It took {(time.time() - start) / 60:.1f} minutes on {os.cpu_count()} cores, data included."
-        model = JemModel.from_pretrained(output)
+        recipe.card["evaluation"] = "jem-hf quickstart"
+        model = _load_model(str(output))
         report = document(
             model, splits, output, recipe.card, "quickstart", cost, num_images=num_images, progress=progress
         )

@@ -3,13 +3,14 @@
 `datasets` is imported inside the functions that need it; `AttributeTensors` works without it.
 """
 
-import difflib
 import json
 import os
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from .configuration_jem import nearest_name
 
 
 def load_attribute_dataset(
@@ -175,9 +176,7 @@ def _image_column(features, image_column=None):
 def _check_names(names, known):
     for name in names:
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known: {', '.join(known)}"
-            raise ValueError(f"unknown attribute {name!r}; {hint}")
+            raise ValueError(f"unknown attribute {name!r}{nearest_name(name, known)}")
 
 
 def _labels(dataset, names):

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from .baseline import load_classifier
+from .image_processing_jem import to_pixels
 from .metrics import nearest_distance, prediction_metrics, reliability_curve, request_metrics
 from .modeling_jem import JemModel
 from .oracle import Oracle, load_oracle
@@ -17,18 +18,12 @@ from .oracle import Oracle, load_oracle
 Progress = Callable[[str, int, int], None]  # stage, steps done, steps in all
 
 
-def to_pixels(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images to pixels in [-1, 1], as the image processor scales them."""
-    return images.float() / 127.5 - 1
-
-
 @torch.no_grad()
 def predict(model: JemModel, images: torch.Tensor, batch_size: int = 250) -> tuple[np.ndarray, np.ndarray]:
     """Attribute probabilities (N, K, V) and `log p~(x)` (N,) of images, uint8 or pixels in [-1, 1] (N, C, H, W)."""
     probabilities, log_p = [], []
     for batch in images.split(batch_size):
-        batch = to_pixels(batch) if batch.dtype == torch.uint8 else batch
-        output = model(batch.to(model.device))
+        output = model(to_pixels(batch.to(model.device)))
         probabilities.append(output.attribute_logits.softmax(-1).cpu())
         log_p.append(-output.energy.cpu())
     return torch.cat(probabilities).numpy(), torch.cat(log_p).numpy()
@@ -53,7 +48,8 @@ def seen_requests(labels: torch.Tensor, num: int, seed: int = 0) -> torch.Tensor
     """
     generator = torch.Generator().manual_seed(seed)
     requests = torch.full((num, labels.shape[1]), -1)
-    for i, row in enumerate(torch.randint(len(labels), (num,), generator=generator).tolist()):
+    labelled = ((labels >= 0).sum(1) >= 2).nonzero()[:, 0]
+    for i, row in enumerate(labelled[torch.randint(len(labelled), (num,), generator=generator)].tolist()):
         size = 2 + i % 2
         order = torch.randperm(labels.shape[1], generator=generator)
         order = order[labels[row][order] >= 0]

@@ -1,6 +1,7 @@
 """Energies of features and labels."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -21,7 +22,8 @@ class ProductHead(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Features (B, D) to logits (B, K, V), float32, -inf where an attribute has fewer than V values."""
         with torch.autocast(features.device.type, enabled=False):  # energies are sums: they need all their digits
-            logits = self.linear(features.float()).unflatten(-1, (len(self.num_values), -1))
+            logits = F.linear(features.float(), self.linear.weight.float(), self.linear.bias.float())
+        logits = logits.unflatten(-1, (len(self.num_values), -1))
         if len(set(self.num_values)) > 1:
             lacking = torch.arange(logits.shape[-1]) >= torch.tensor(self.num_values)[:, None]
             logits = logits.masked_fill(lacking.to(logits.device), -torch.inf)
@@ -37,6 +39,12 @@ def log_joint(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def log_marginal(logits: torch.Tensor) -> torch.Tensor:
     """`log p~(x)` (B,) from logits (B, K, V)."""
     return logits.logsumexp(-1).sum(-1)
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean of `-log p(y_k|x)` in nats over the labels that are present; logits (B, K, V), labels (B, K)."""
+    present = (labels >= 0).sum().clamp(min=1)
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="sum") / present
 
 
 HEADS = {"product": ProductHead}

@@ -35,4 +35,9 @@ class JemImageProcessor(FromZoo, TorchvisionBackend):
         return [Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array) for array in arrays]
 
 
+def to_pixels(images: torch.Tensor) -> torch.Tensor:
+    """uint8 images to pixels in [-1, 1], as the image processor scales them; floats are such pixels already."""
+    return images if images.is_floating_point() else images / 127.5 - 1
+
+
 __all__ = ["JemImageProcessor"]

@@ -28,7 +28,7 @@ class PairwiseLabelPrior(nn.Module):
         columns = [F.one_hot(labels[:, k] + 1, v + 1)[:, 1:] for k, v in enumerate(self.num_values)]
         return torch.cat(columns, dim=1).to(self.weight.dtype)
 
-    def fit(self, labels: torch.Tensor, l2: float = 1e-3, max_steps: int = 100) -> "PairwiseLabelPrior":
+    def fit(self, labels: torch.Tensor, l2: float = 1e-5, max_steps: int = 100) -> "PairwiseLabelPrior":
         """
         Maximise the pseudo-likelihood of labels (N, K) minus `l2` times the squared weights, by L-BFGS.
 
@@ -58,7 +58,12 @@ class PairwiseLabelPrior(nn.Module):
 
     @torch.no_grad()
     def sample(self, labels: torch.Tensor, num_sweeps: int = 50, generator=None) -> torch.Tensor:
-        """Labels (N, K) with every -1 replaced by a Gibbs draw given the rest; starts from uniform values."""
+        """
+        Labels (N, K) with every -1 replaced by a Gibbs draw given the rest.
+
+        Starts from uniform values and cools down to temperature 1 over the first four fifths of the sweeps: labels
+        that exclude each other would lock the chain otherwise.
+        """
         labels = labels.clone()
         free = labels < 0
         offsets = torch.tensor([0, *self.num_values[:-1]]).cumsum(0).tolist()
@@ -66,11 +71,12 @@ class PairwiseLabelPrior(nn.Module):
             draw = torch.randint(v, (len(labels),), generator=generator, device=labels.device)
             labels[:, k] = torch.where(free[:, k], draw, labels[:, k])
         one_hot = self._one_hot(labels)
-        for _ in range(num_sweeps):
+        for sweep in range(num_sweeps):
+            inverse_temperature = min(1.0, (sweep + 1) / (0.8 * num_sweeps))
             for k in free.any(0).nonzero()[:, 0].tolist():
                 block = slice(offsets[k], offsets[k] + self.num_values[k])
-                probabilities = (self.bias[block] + one_hot @ self.weight[:, block]).softmax(-1)
-                draw = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+                scores = self.bias[block] + one_hot @ self.weight[:, block]
+                draw = torch.multinomial((inverse_temperature * scores).softmax(-1), 1, generator=generator)[:, 0]
                 labels[:, k] = torch.where(free[:, k], draw, labels[:, k])
                 one_hot[:, block] = F.one_hot(labels[:, k], self.num_values[k]).to(one_hot.dtype)
         return labels

@@ -1,16 +1,9 @@
 """Training losses, each a function of logits or of the function that gives them."""
 
 import torch
-import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
 from .heads_jem import log_joint
-
-
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean of `-log p(y_k|x)` in nats over the labels that are present; logits (B, K, V), labels (B, K)."""
-    present = (labels >= 0).sum().clamp(min=1)
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="sum") / present
 
 
 def contrastive_divergence(log_p_data: torch.Tensor, log_p_samples: torch.Tensor) -> torch.Tensor:

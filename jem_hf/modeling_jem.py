@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .backbone_jem import create_backbone, init_non_persistent_buffers
 from .configuration_jem import CHOICES, JemConfig, nearest_name
-from .heads_jem import HEADS, log_joint, log_marginal
+from .heads_jem import HEADS, cross_entropy, log_joint, log_marginal
 from .label_prior_jem import PairwiseLabelPrior
 from .sampling_jem import ChainSettings, flow_settings, initial_noise, run_chain
 from .zoo import FromZoo
@@ -71,7 +70,7 @@ class JemModel(FromZoo, PreTrainedModel):
                 f"images of shape (batch, {', '.join(map(str, expected))}) expected, not {tuple(pixel_values.shape)}: "
                 "resize them with JemImageProcessor"
             )
-        return self.head(self.backbone(pixel_values))
+        return self.head(self.backbone(pixel_values.to(self.dtype)))
 
     def log_joint(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Unnormalised `log p(x, y_O)` (B,); labels (B, K) of -1 are missing and marginalised."""
@@ -103,7 +102,7 @@ class JemModel(FromZoo, PreTrainedModel):
         else:
             labels = self._checked(labels)
             energy = -log_joint(logits, labels)
-            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1)
+            loss = cross_entropy(logits, labels)
         output = JemOutput(loss=loss, logits=self._log_odds(logits), energy=energy, attribute_logits=logits)
         return output if return_dict is None or return_dict else output.to_tuple()
 

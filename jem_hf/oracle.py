@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cache import cache_path, save_atomically
+from .image_processing_jem import to_pixels
 from .precision import has_native_bfloat16
 
 STEM_CHANNELS = 16
@@ -74,7 +75,7 @@ class Oracle(nn.Module):
         """
         self.eval()
         device = self.head.weight.device
-        batches = [self(_signed_pixels(batch.to(device))) for batch in images.split(batch_size)]
+        batches = [self(to_pixels(batch.to(device))) for batch in images.split(batch_size)]
         return torch.cat(batches).softmax(-1).cpu()
 
     def predict(self, images: Tensor) -> Tensor:
@@ -131,7 +132,7 @@ def _train(oracle: Oracle, images: Tensor, labels: Tensor, num_epochs: int, prog
     done = 0
     for _ in range(num_epochs):
         for rows in torch.randperm(len(images), device=device).split(BATCH_SIZE):
-            batch = _signed_pixels(_augment(images[rows]))
+            batch = to_pixels(_augment(images[rows]))
             with torch.autocast(device.type, torch.bfloat16, enabled=has_native_bfloat16(device)):
                 logits = oracle(batch)
             targets = labels[rows].flatten()
@@ -156,7 +157,3 @@ def _augment(images: Tensor) -> Tensor:
     index = torch.arange(num_images, device=device)[:, None, None, None]
     channels = torch.arange(num_channels, device=device)[None, :, None, None]
     return torch.where(flip, images.flip(-1), images)[index, channels, rows[:, None, :, None], columns[:, None, None]]
-
-
-def _signed_pixels(images: Tensor) -> Tensor:
-    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float().clamp(-1, 1)

@@ -74,24 +74,29 @@ class AttributeConditionalGenerationPipeline(Pipeline):
     def _forward(self, inputs, num_images=1, seed=None, generator=None, **chain_arguments):
         model, config = self.model, self.model.config
         requested = inputs["labels"]
-        batch = len(requested)
         free_attributes = chain_arguments.get("free_attributes", config.free_attributes)
-        noise, labels = [], []
+        starts = []
         for request in requested:
             if generator is None or seed is not None:
                 generator = torch.Generator(model.device).manual_seed(_fresh_seed() if seed is None else seed)
             shape = (num_images, config.num_channels, config.image_size, config.image_size)
-            noise.append(initial_noise(config.sampler, shape, model.device, generator))
-            rows = request.expand(num_images, -1)
-            labels.append(
-                model.label_prior.sample(rows, generator=generator) if free_attributes == "complete" else rows
+            noise, labels = (
+                initial_noise(config.sampler, shape, model.device, generator),
+                request.expand(num_images, -1),
             )
-        x, labels = model.generate(torch.cat(labels), noise=torch.cat(noise), generator=generator, **chain_arguments)
+            if free_attributes == "complete":
+                labels = model.label_prior.sample(labels, generator=generator)
+            starts.append((labels, noise, generator))
+        if config.sampler == "flow" and free_attributes != "gibbs":  # no randomness is left: one chain serves all
+            labels, noise, _ = zip(*starts)
+            starts = [(torch.cat(labels), torch.cat(noise), None)]
+        ends = [model.generate(y, noise=noise, generator=g, **chain_arguments) for y, noise, g in starts]
+        x, labels = (torch.cat(parts) for parts in zip(*ends))
         x = x.clamp(-1, 1)
         output = model(x, requested.repeat_interleave(num_images, 0))
         fields = {"pixel_values": x, "energy": output.energy, "labels": labels}
         fields["probabilities"] = output.attribute_logits.softmax(-1)
-        return {name: value.unflatten(0, (batch, num_images)) for name, value in fields.items()}
+        return {name: value.unflatten(0, (len(requested), num_images)) for name, value in fields.items()}
 
     def postprocess(self, outputs, return_tensors=False):
         fields = ("pixel_values", "energy", "labels", "probabilities")

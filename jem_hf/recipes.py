@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from .configuration_jem import JemConfig, nearest_name
-from .data import AttributeTensors, attribute_values, encode_dataset, load_attribute_dataset
+from .data import attribute_values, encode_dataset, load_attribute_dataset
 from .image_processing_jem import JemImageProcessor
 from .modeling_jem import JemModel
 from .precision import has_native_bfloat16
@@ -21,6 +21,7 @@ RECIPES = next(
 DATASET_FIELDS = (
     "name_or_path attributes min_frequency max_frequency novel image_column cache_dir num_train num_test num_novel"
 ).split()
+PATHS = ("output_dir", "name_or_path", "cache_dir")
 CARD_FIELDS = ["name", "dataset", "license", "requests", "data", "limits"]
 PROCESSOR_FIELDS = ["size", "crop_size", "resample", "do_center_crop"]
 MODEL_FIELDS = [
@@ -74,7 +75,7 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, str] | None = Non
     Read a recipe: a YAML file, or the name of one in `training/recipes`.
 
     Args:
-        overrides: fields to set on top; values are read as YAML, so that "1e-3" is a number and "[a, b]" a list.
+        overrides: fields to set on top, as text that is read as YAML: "1e-3" is a number and "[a, b]" a list.
 
     Raises:
         ValueError: no such file, not YAML, or an unknown section or field.
@@ -102,7 +103,7 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, str] | None = Non
                 )
             getattr(recipe, section)[name] = _number(value)
     for name, value in (overrides or {}).items():
-        recipe.override(name, _number(yaml.safe_load(value)) if isinstance(value, str) else value)
+        recipe.override(name, value if name in PATHS else _number(yaml.safe_load(value)))
     return recipe
 
 
@@ -115,15 +116,8 @@ def _number(value):
 
 
 def load_splits(dataset: dict, processor: JemImageProcessor, attributes=None) -> tuple[dict, dict]:
-    """
-    Splits of a dataset as tensors in memory, and the values of its attributes that are not binary.
-
-    A folder with `train.safetensors` holds tensors already, as `AttributeTensors.save` writes them.
-    """
+    """Splits of a dataset as tensors in memory, and the values of its attributes that are not binary."""
     dataset = dict(dataset)
-    folder = Path(dataset.get("name_or_path", "avatars")).expanduser()
-    if (folder / "train.safetensors").is_file():
-        return {path.stem: AttributeTensors.load(path) for path in sorted(folder.glob("*.safetensors"))}, {}
     splits = load_attribute_dataset(dataset.pop("name_or_path", "avatars"), **dataset)
     names, values = attribute_values(next(iter(splits.values())).features)
     tensors = {name: encode_dataset(split, processor, attributes or names) for name, split in splits.items()}
@@ -144,7 +138,9 @@ def train(recipe: Recipe, resume: bool = False):
 
     from .trainer import JemTrainer
 
-    args = JemTrainingArguments(**{"use_cpu": not torch.cuda.is_available(), **_precision(recipe.training)})
+    training = {"use_cpu": not torch.cuda.is_available(), **_precision(recipe.training)}
+    _check_types(training)
+    args = JemTrainingArguments(**training)
     processor = JemImageProcessor(**recipe.image_processor)
     splits, values = load_splits(recipe.dataset, processor)
     attributes = splits["train"].attributes
@@ -166,6 +162,17 @@ def train(recipe: Recipe, resume: bool = False):
     trainer.save_model()
     trainer.save_state()
     return trainer, splits
+
+
+def _check_types(training: dict) -> None:
+    """Numbers and switches must be such: `TrainingArguments` itself takes anything."""
+    for f in dataclasses.fields(JemTrainingArguments):
+        kind, value = type(f.default), training.get(f.name)
+        if f.name not in training or kind not in (bool, int, float):
+            continue
+        allowed = (int, float) if "float" in str(f.type) else kind
+        if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)):
+            raise ValueError(f"{f.name} is of type {kind.__name__}, such as {f.default}, not {value!r}")
 
 
 def _precision(training: dict) -> dict:

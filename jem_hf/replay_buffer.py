@@ -19,6 +19,8 @@ class ReplayBuffer:
     """
     Pairs of images and labels, of fixed number, at first noise.
 
+    Images are held in 8 bits; what is drawn is dequantised, as the data is: uniform noise of width 1/128.
+
     Args:
         images (`torch.Tensor` of shape (N, C, H, W), uint8): What it holds at first.
         labels (`torch.Tensor` of shape (N, K)): Their labels.

@@ -32,10 +32,6 @@ class ChainSettings:
     clamp: bool = True
 
 
-PAPER_CELEBA_CHAIN = ChainSettings(num_steps=40, step_size=4.0, noise_scale=0.002, gibbs_every=2)
-PAPER_UT_ZAP50K_CHAIN = ChainSettings(num_steps=40, step_size=4.0, noise_scale=0.002, gibbs_every=1)
-
-
 def flow_settings(num_steps: int = 24, flow_time: float = 1.6, **kwargs) -> ChainSettings:
     """Gradient flow without noise, for an energy trained by Equilibrium Matching (Wang and Du 2025, section 3)."""
     return ChainSettings(num_steps=num_steps, step_size=flow_time / num_steps, noise_scale=0.0, clamp=False, **kwargs)
@@ -103,10 +99,10 @@ def run_chain(
     Returns:
         The images and the labels at the end, detached. Labels stay -1 where they were marginalised.
     """
-    x = x.detach().clone()
+    x = x.detach()
     current = labels
     for step in range(settings.num_steps):
-        x.requires_grad_(True)
+        x = x.detach().requires_grad_(True)
         with torch.enable_grad():
             logits = attribute_logits(x)
             if settings.gibbs_every and step % settings.gibbs_every == 0:
@@ -123,7 +119,7 @@ def run_chain(
             )
             if callback(x, info):
                 break
-        x.add_(gradient, alpha=settings.step_size)
+        x = x + settings.step_size * gradient
         if settings.noise_scale:
             x.add_(torch.empty_like(x).normal_(generator=generator), alpha=settings.noise_scale)
         if settings.clamp:

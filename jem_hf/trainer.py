@@ -11,16 +11,19 @@ from safetensors.torch import load_file, save_file
 from timm.optim import Muon
 from torch.optim.swa_utils import AveragedModel
 from transformers import Trainer, TrainerCallback
+from transformers.utils import logging
 
-from .heads_jem import log_joint
-from .image_processing_jem import JemImageProcessor
-from .losses import contrastive_divergence, cross_entropy, equilibrium_matching, nearest_neighbour_entropy
+from .heads_jem import cross_entropy, log_joint
+from .image_processing_jem import JemImageProcessor, to_pixels
+from .losses import contrastive_divergence, equilibrium_matching, nearest_neighbour_entropy
 from .metrics import prediction_metrics
 from .modeling_jem import JemModel
 from .plots import image_grid
 from .replay_buffer import ReplayBuffer, augment, dequantise
 from .sampling_jem import last_langevin_step, run_chain
 from .training_args import JemTrainingArguments
+
+logger = logging.get_logger(__name__)
 
 
 @contextlib.contextmanager
@@ -54,7 +57,7 @@ class JemTrainer(Trainer):
         self.ema = AveragedModel(self.model, multi_avg_fn=self._average)
         self.ema.requires_grad_(False)
         self.buffer = None
-        self._log_sums, self._log_count, self._log_time = defaultdict(float), 0, time.time()
+        self._log_values, self._log_images, self._log_time = defaultdict(list), 0, time.time()
         self.add_callback(_StepCallback(self))
 
     def _average(self, averaged, current, num_averaged):
@@ -71,9 +74,8 @@ class JemTrainer(Trainer):
         objective = self.args.objective_at(self.state.global_step)
         loss, stats = getattr(self, f"_{objective}_loss")(model, x, labels)
         for name, value in stats.items():
-            self._log_sums[name] += value.detach()
-        self._log_count += len(x)
-        self._log_sums["batches"] += 1
+            self._log_values[name].append(value.detach())
+        self._log_images += len(x)
         return (loss, {}) if return_outputs else loss
 
     def _classifier_loss(self, model, x, labels):
@@ -107,7 +109,7 @@ class JemTrainer(Trainer):
     def _contrastive_loss(self, model, x, labels):
         """Contrastive divergence with its extra terms, what to log, and the logits of the data."""
         args = self.args
-        samples, sample_labels = self._sample(x)
+        samples, sample_labels, others = self._sample(x)
         if args.data_noise:
             x = (x + args.data_noise * torch.empty_like(x).normal_(generator=self.generator)).clamp(-1, 1)
         logits = model(pixel_values=torch.cat([x, samples.detach()])).attribute_logits
@@ -128,7 +130,7 @@ class JemTrainer(Trainer):
             loss = loss - args.kl_weight * log_p_last.mean()
             stats["log_p_last_step"] = log_p_last.mean()
         if args.entropy_weight:
-            entropy = nearest_neighbour_entropy(samples, self.buffer.sample(100, self.generator)[0])
+            entropy = nearest_neighbour_entropy(samples, others)
             loss = loss - args.entropy_weight * entropy
             stats["entropy"] = entropy
         return loss, stats, data_logits
@@ -136,9 +138,10 @@ class JemTrainer(Trainer):
     # Chains
 
     def _sample(self, x):
-        """A chain a row, as many as the data `x` has: images and labels at its end, which goes to the buffer.
+        """Run as many chains as `x` has images.
 
-        Images keep the graph of their last step where a term of the loss needs it.
+        Returns images and labels at their ends, which go to the buffer, and 100 images that it held before. Images
+        keep the graph of their last step where a term of the loss needs it.
         """
         args, settings = self.args, self.args.chain()
         if self.buffer is None:
@@ -152,8 +155,9 @@ class JemTrainer(Trainer):
                 x, labels = run_chain(self.model.attribute_logits, self._chain_start(x), free, chain, self.generator)
             if through_last_step:
                 x = last_langevin_step(self.model.attribute_logits, x, labels, settings, self.generator)
+        others, _ = self.buffer.sample(100, self.generator)
         self.buffer.push(x.detach(), labels, self.generator)
-        return x, labels
+        return x, labels, others
 
     def _chain_start(self, x):
         """Where chains start; no labels, for the first Gibbs draw replaces them all."""
@@ -175,9 +179,12 @@ class JemTrainer(Trainer):
     # The loop around them
 
     def train(self, resume_from_checkpoint=None, **kwargs):
-        if hasattr(self.train_dataset, "labels"):
-            self.model.label_prior.fit(self.train_dataset.labels)
-            self.ema.module.label_prior.load_state_dict(self.model.label_prior.state_dict())
+        labels = _all_labels(self.train_dataset)
+        if labels is None:
+            logger.warning("the labels of a stream cannot be counted: call model.label_prior.fit(labels) yourself")
+        else:
+            self.model.label_prior.fit(labels)
+        self.ema.module.label_prior.load_state_dict(self.model.label_prior.state_dict())
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def create_optimizer(self, model=None):
@@ -201,18 +208,17 @@ class JemTrainer(Trainer):
         return self.lr_scheduler
 
     def log(self, logs, start_time=None):
-        batches = self._log_sums.pop("batches", 0)
-        if "loss" in logs and batches:
-            logs |= {name: round(float(value) / batches, 4) for name, value in self._log_sums.items()}
+        if "loss" in logs and self._log_images:
+            logs |= {name: round(torch.stack(values).mean().item(), 4) for name, values in self._log_values.items()}
             elapsed = time.time() - self._log_time
-            logs["images_per_second"] = round(self._log_count * self.args.world_size / elapsed, 1)
-            self._log_sums, self._log_count, self._log_time = defaultdict(float), 0, time.time()
+            logs["images_per_second"] = round(self._log_images * self.args.world_size / elapsed, 1)
+            self._log_values, self._log_images, self._log_time = defaultdict(list), 0, time.time()
         super().log(logs, start_time)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
-            output = self.ema.module(_to_float(inputs["pixel_values"]), inputs["labels"])
+            output = self.ema.module(to_pixels(inputs["pixel_values"]), inputs["labels"])
         return output.loss, output.attribute_logits, inputs["labels"]
 
     def _prediction_metrics(self, prediction):
@@ -237,12 +243,17 @@ class JemTrainer(Trainer):
         grid = image_grid(JemImageProcessor.to_pil(x), scale=max(1, 96 // x.shape[-1]))
         grid.save(os.path.join(self.args.output_dir, f"samples-{self.state.global_step}.png"))
 
+    def _load_best_model(self):
+        super()._load_best_model()
+        self.ema.module.load_state_dict(self.model.state_dict())
+
     # Checkpoints: model.safetensors is the moving average; beside it lies what training needs to go on
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict or self.ema.module.state_dict())
 
     def _save_optimizer_and_scheduler(self, output_dir):
+        os.makedirs(output_dir, exist_ok=True)  # ranks other than the first may be here before it is
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
@@ -282,13 +293,23 @@ class _StepCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer.ema.update_parameters(self.trainer.model)
-        if args.max_minutes and time.time() - self.start > 60 * args.max_minutes:
+        if args.max_minutes and self._is_late(args):
             control.should_training_stop = control.should_evaluate = control.should_save = True
         return control
 
+    def _is_late(self, args):
+        """Whether the time is over on any process: all of them must stop at the same step."""
+        late = torch.tensor(float(time.time() - self.start > 60 * args.max_minutes), device=args.device)
+        return self.trainer.accelerator.reduce(late, "sum").item() > 0
 
-def _to_float(images):
-    return images if images.is_floating_point() else images / 127.5 - 1
+
+def _all_labels(dataset):
+    """Labels (N, K) of a dataset; None of a stream."""
+    if hasattr(dataset, "labels"):
+        return dataset.labels
+    if not hasattr(dataset, "__len__"):
+        return None
+    return torch.stack([torch.as_tensor(dataset[i]["labels"]) for i in range(len(dataset))])
 
 
 def _accuracy(logits, labels):

@@ -57,6 +57,8 @@ class JemTrainingArguments(TrainingArguments):
     max_minutes: float = _arg(0.0, "stop and save after so many minutes; 0: no limit")
     sample_grid: int = _arg(32, "images in the grid that every evaluation writes; 0: none")
 
+    learning_rate: float = _arg(4e-3, "initial learning rate; 4e-3 suits Muon, Adam wants a quarter of it or less")
+    ddp_find_unused_parameters: bool | None = _arg(False, "all parameters are used")
     label_names: list[str] | None = _arg(None, "columns of labels")
     remove_unused_columns: bool = _arg(False, "keep the columns of the dataset")
     report_to: str | list[str] = _arg("none", "where logs go")
@@ -76,6 +78,8 @@ class JemTrainingArguments(TrainingArguments):
             raise ValueError(f"ema_decay is at least 0 and below 1, not {self.ema_decay}")
         if self.chain_steps < 1:
             raise ValueError(f"chain_steps is 1 or more, not {self.chain_steps}")
+        if self.chain_steps < 2 and (self.kl_weight or self.entropy_weight):
+            raise ValueError("kl_weight and entropy_weight need chain_steps of 2 or more: one of them keeps its graph")
         if self.buffer_size < self.per_device_train_batch_size:
             raise ValueError(
                 f"buffer_size {self.buffer_size} is below the batch size {self.per_device_train_batch_size}: raise it"

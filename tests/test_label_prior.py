@@ -46,3 +46,13 @@ def test_fit_recovers_frequencies_and_exclusions():
         assert abs(probabilities[match].sum() - expected[a, b]) < 0.03
     agree = vectors[:, 0] == vectors[:, 2]
     assert abs(probabilities[agree].sum() - 0.9) < 0.03
+
+
+def test_exclusive_labels_stay_exclusive_and_mix():
+    """One of four, or none: completions show no two together and keep the frequencies."""
+    generator = torch.Generator().manual_seed(0)
+    kind = torch.multinomial(torch.tensor([0.2, 0.1, 0.3, 0.15, 0.25]), 10_000, True, generator=generator)
+    labels = torch.nn.functional.one_hot(kind, 5)[:, :4]
+    draws = PairwiseLabelPrior([2] * 4).fit(labels).sample(torch.full((10_000, 4), -1), generator=generator)
+    assert (draws.sum(1) > 1).float().mean() < 0.01
+    torch.testing.assert_close(draws.float().mean(0), labels.float().mean(0), atol=0.05, rtol=0)

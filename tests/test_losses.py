@@ -2,10 +2,9 @@
 
 import torch
 
-from jem_hf.heads_jem import log_joint, log_marginal
+from jem_hf.heads_jem import cross_entropy, log_joint, log_marginal
 from jem_hf.losses import (
     contrastive_divergence,
-    cross_entropy,
     equilibrium_matching,
     nearest_neighbour_entropy,
     optimal_transport_pairing,

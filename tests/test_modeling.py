@@ -110,3 +110,12 @@ def test_generate_keeps_what_is_given_and_repeats_itself(model):
         model.generate(labels, free_attributes="gibs")
     with pytest.raises(ValueError, match="num_inference_steps"):
         model.generate(labels, num_inference_steps=0)
+
+
+def test_half_precision_weights_generate(model):
+    x, _ = model.to(torch.bfloat16).generate(torch.tensor([[1, -1, 0]]), generator=torch.Generator().manual_seed(0))
+    assert x.dtype == torch.float32 and torch.isfinite(x).all()
+
+
+def test_loss_without_any_label_is_zero(model):
+    assert model(torch.zeros(2, 3, 8, 8), torch.full((2, 3), -1)).loss == 0

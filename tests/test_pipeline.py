@@ -45,8 +45,10 @@ def test_same_seed_same_images(pipe):
     assert not same(first[0]["image"], other[0]["image"])
 
 
+@pytest.mark.parametrize("sampler, free_attributes", [("flow", "complete"), ("flow", "gibbs"), ("langevin", "gibbs")])
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
-def test_lists_and_batches_keep_every_output(pipe, batch_size):
+def test_lists_and_batches_keep_every_output(pipe, batch_size, sampler, free_attributes):
+    pipe.model.config.sampler, pipe.model.config.free_attributes = sampler, free_attributes
     requests = ["Smiling", {"Hat": False}, "Hair=red & ~Smiling"]
     drawn = pipe(requests, num_images=2, seed=1, batch_size=batch_size)
     assert [len(items) for items in drawn] == [2, 2, 2]

@@ -125,6 +125,62 @@ def test_saved_model_is_the_moving_average(config, tensors, tmp_path):
     assert saved["label_prior.bias"].abs().sum() > 0
 
 
+def fixed_chain_trainer(config, tensors, folder, **kwargs):
+    """A trainer whose chains end where they are told, and what it is given: data, labels, samples, their labels."""
+    trainer = JemTrainer(model=JemModel(config), args=arguments(folder, objective="joint_cd", **kwargs))
+    generator = torch.Generator().manual_seed(3)
+    data, samples, others = (torch.rand(4, 3, 8, 8, generator=generator) * 2 - 1 for _ in range(3))
+    labels, sample_labels = tensors.labels[:4], tensors.labels[4:8]
+    trainer._sample = lambda x: (samples, sample_labels, others)
+    return trainer, data, labels, samples, sample_labels, others
+
+
+def gradient(loss, model):
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+
+def test_contrastive_gradient_of_the_trainer(config, tensors, tmp_path):
+    """d loss / d theta = mean d E(data) - mean d E(samples), labels that are missing summed out; then the penalty."""
+    for penalty in (0.0, 0.1):
+        trainer, x, y, samples, sample_y, _ = fixed_chain_trainer(config, tensors, tmp_path, energy_penalty=penalty)
+        model = trainer.model
+        loss, stats, _ = trainer._contrastive_loss(model, x, y)
+        data, drawn = model.log_joint(x, y), model.log_joint(samples, sample_y)
+        expected = drawn.mean() - data.mean() + penalty * (data.square().mean() + drawn.square().mean())
+        torch.testing.assert_close(gradient(loss, model), gradient(expected, model))
+        torch.testing.assert_close(stats["energy_gap"], (data.mean() - drawn.mean()))
+
+
+def test_extra_terms_act_through_the_last_step(config, tensors, tmp_path):
+    """With samples x- = theta-dependent step, KL ascends log p~(x-) with parameters held, entropy the log distance."""
+    trainer, x, y, samples, sample_y, others = fixed_chain_trainer(
+        config, tensors, tmp_path, kl_weight=2.0, entropy_weight=0.5
+    )
+    shift = torch.zeros(1, requires_grad=True)  # stands for what the last step owes to the parameters
+    trainer._sample = lambda x: (samples + shift, sample_y, others)
+    loss, _, _ = trainer._contrastive_loss(trainer.model, x, y)
+    moved = samples + shift
+    log_p = trainer.model.log_joint(moved, sample_y).mean()
+    distance = (moved[:, None] - others).flatten(2).norm(dim=2).min(1).values
+    expected = -2.0 * log_p - 0.5 * distance.log().mean()
+    torch.testing.assert_close(torch.autograd.grad(loss, shift)[0], torch.autograd.grad(expected, shift)[0])
+    plain, *_ = fixed_chain_trainer(config, tensors, tmp_path)
+    plain.model.load_state_dict(trainer.model.state_dict())
+    without, _, _ = plain._contrastive_loss(plain.model, x, y)
+    loss, _, _ = trainer._contrastive_loss(trainer.model, x, y)
+    torch.testing.assert_close(gradient(loss, trainer.model), gradient(without, plain.model))  # parameters held
+
+
+def test_jem_loss_is_log_p_y_given_x_plus_log_p_x(config, tensors, tmp_path):
+    trainer, x, y, samples, _, others = fixed_chain_trainer(config, tensors, tmp_path)
+    trainer._sample = lambda x: (samples, torch.full_like(y, -1), others)
+    loss, _ = trainer._jem_loss(trainer.model, x, y)
+    model = trainer.model
+    marginal = model.log_marginal(samples).mean() - model.log_marginal(x).mean()
+    expected = marginal + 3 * model(x, y).loss
+    torch.testing.assert_close(gradient(loss, model), gradient(expected, model))
+
+
 def test_moving_average_by_hand(config, tensors, tmp_path):
     trainer = train(config, tensors, tmp_path, max_steps=1, ema_decay=0.999)
     first = [p.clone() for p in trainer.model.parameters()]
@@ -170,6 +226,7 @@ def test_frozen_gives_parameters_back(model):
         ({"chain_start": "noise"}, "chain_start"),
         ({"buffer_policy": "lifo"}, "buffer_policy"),
         ({"chain_steps": 0}, "chain_steps"),
+        ({"chain_steps": 1, "kl_weight": 1.0}, "chain_steps of 2"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"buffer_size": 4}, "buffer_size"),
     ],
