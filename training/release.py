@@ -21,13 +21,10 @@ def main():
     parser.add_argument("--dataset", help="where the data is, if not where the recipe says")
     parser.add_argument("--num-images", type=int, default=512)
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "model_cards")
-    parser.add_argument("--guidance-scale", type=float)
     args = parser.parse_args()
 
     recipe = load_recipe(args.recipe)
     model = JemModel.from_pretrained(args.run)
-    if args.guidance_scale is not None:
-        model.config.guidance_scale = args.guidance_scale
     processor = JemImageProcessor.from_pretrained(args.run)
     folder = args.output / recipe.card["name"]
     model.save_pretrained(folder)
