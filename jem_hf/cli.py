@@ -292,7 +292,15 @@ def quickstart(
         recipe.card["evaluation"] = "jem-hf quickstart"
         model = _load_model(str(output))
         report = document(
-            model, splits, output, recipe.card, "quickstart", cost, num_images=num_images, progress=progress
+            model,
+            splits,
+            output,
+            recipe.card,
+            "quickstart",
+            cost,
+            num_images=num_images,
+            oracle_epochs=3,
+            progress=progress,
         )
     report["minutes"] = round((time.time() - start) / 60, 2)
     _print_report(report, as_json)

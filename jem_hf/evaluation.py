@@ -148,7 +148,7 @@ def evaluate(
     prediction_only: bool = False,
     num_images: int = 512,
     classifier_epochs: int = 6,
-    oracle_epochs: int = 3,
+    oracle_epochs: int = 6,
     cache_dir=None,
     progress: Progress = lambda stage, done, total: None,
 ) -> tuple[dict, dict]:
@@ -159,6 +159,7 @@ def evaluate(
         splits: `AttributeTensors` by name: "train" (for baseline and oracle), `split`, and "novel" where there is one.
         prediction_only: no generation, no energy.
         num_images: images drawn for each kind of request.
+        classifier_epochs, oracle_epochs: passes over the data in the training of baseline and oracle.
         progress: called with the name of a stage, its steps done and its steps in all.
 
     Returns:

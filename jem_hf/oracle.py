@@ -13,6 +13,7 @@ from timm.models.resnet import BasicBlock, downsample_avg
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .augmentation import augment, random_shift
 from .cache import cache_path, save_atomically
 from .image_processing_jem import to_pixels
 from .precision import has_native_bfloat16
@@ -26,7 +27,7 @@ WEIGHT_DECAY = 0.05
 SHIFT = 2
 # Part of the cache key: raise the revision when the network or its training changes in any other way.
 ARCHITECTURE = (
-    f"resnet r1 {(STEM_CHANNELS, STAGE_CHANNELS, DROPOUT, BATCH_SIZE, MAX_LEARNING_RATE, WEIGHT_DECAY, SHIFT)}"
+    f"resnet r2 {(STEM_CHANNELS, STAGE_CHANNELS, DROPOUT, BATCH_SIZE, MAX_LEARNING_RATE, WEIGHT_DECAY, SHIFT)}"
 )
 
 
@@ -132,7 +133,7 @@ def _train(oracle: Oracle, images: Tensor, labels: Tensor, num_epochs: int, prog
     done = 0
     for _ in range(num_epochs):
         for rows in torch.randperm(len(images), device=device).split(BATCH_SIZE):
-            batch = to_pixels(_augment(images[rows]))
+            batch = to_pixels(random_shift(augment(images[rows], flip=True, blur=False), SHIFT))
             with torch.autocast(device.type, torch.bfloat16, enabled=has_native_bfloat16(device)):
                 logits = oracle(batch)
             targets = labels[rows].flatten()
@@ -144,16 +145,3 @@ def _train(oracle: Oracle, images: Tensor, labels: Tensor, num_epochs: int, prog
             done += 1
             if progress is not None:
                 progress(done, total)
-
-
-def _augment(images: Tensor) -> Tensor:
-    """Each image flipped left to right with probability 1/2 and shifted by up to SHIFT pixels, edges repeated."""
-    num_images, num_channels, height, width = images.shape
-    device = images.device
-    flip = torch.rand(num_images, 1, 1, 1, device=device) < 0.5
-    offsets = torch.randint(-SHIFT, SHIFT + 1, (2, num_images, 1), device=device)
-    rows = (torch.arange(height, device=device) + offsets[0]).clamp(0, height - 1)
-    columns = (torch.arange(width, device=device) + offsets[1]).clamp(0, width - 1)
-    index = torch.arange(num_images, device=device)[:, None, None, None]
-    channels = torch.arange(num_channels, device=device)[None, :, None, None]
-    return torch.where(flip, images.flip(-1), images)[index, channels, rows[:, None, :, None], columns[:, None, None]]

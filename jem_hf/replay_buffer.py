@@ -1,7 +1,6 @@
 """Samples that wait for their chains to go on (persistent contrastive divergence)."""
 
 import torch
-from torchvision.transforms.v2.functional import gaussian_blur
 
 
 def dequantise(images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -62,18 +61,3 @@ class ReplayBuffer:
         self.images = state["images"].to(self.images.device)
         self.labels = state["labels"].to(self.labels.device)
         self.num_seen = int(state["num_seen"])
-
-
-def augment(x: torch.Tensor, flip: bool, blur: bool, generator: torch.Generator | None = None) -> torch.Tensor:
-    """
-    Images (B, C, H, W), half of them mirrored and half blurred (5x5 Gaussian, sigma .1 to 2 pixels, one a batch).
-
-    Restarting chains from transformed samples helps them mix (Du et al. 2021, section 3.3).
-    """
-    half = torch.rand(2, len(x), 1, 1, 1, generator=generator, device=x.device) < 0.5
-    if flip:
-        x = torch.where(half[0], x.flip(-1), x)
-    if blur:
-        sigma = 0.1 + 1.9 * torch.rand(1, generator=generator, device=x.device).item()
-        x = torch.where(half[1], gaussian_blur(x, [5, 5], [sigma, sigma]), x)
-    return x

@@ -13,13 +13,14 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
+from .augmentation import augment, random_shift
 from .heads_jem import cross_entropy, log_joint
 from .image_processing_jem import JemImageProcessor, to_pixels
 from .losses import contrastive_divergence, equilibrium_matching, nearest_neighbour_entropy
 from .metrics import prediction_metrics
 from .modeling_jem import JemModel
 from .plots import image_grid
-from .replay_buffer import ReplayBuffer, augment, dequantise
+from .replay_buffer import ReplayBuffer, dequantise
 from .sampling_jem import last_langevin_step, run_chain
 from .training_args import JemTrainingArguments
 
@@ -88,6 +89,8 @@ class JemTrainer(Trainer):
             return model(pixel_values=x).attribute_logits
 
         matching = equilibrium_matching(attribute_logits, x, labels, self.generator, self.args.decay_start)
+        if self.args.cross_entropy_shift:
+            x = random_shift(x, self.args.cross_entropy_shift, self.generator)
         classifier, stats = self._classifier_loss(model, x, labels)
         return matching + self.args.cross_entropy_weight * classifier, {"matching": matching, **stats}
 

@@ -27,6 +27,9 @@ class JemTrainingArguments(TrainingArguments):
     )
     chain_free_steps: int = _arg(0, "the first so many steps use the warm-up, whatever the objective")
     cross_entropy_weight: float = _arg(0.3, "warm-up: weight of -log p(y_k|x)")
+    cross_entropy_shift: int = _arg(
+        0, "warm-up: pixels by which images of that term are moved at most; less overfitting"
+    )
     decay_start: float = _arg(0.8, "warm-up: time from which the target gradient falls to zero")
 
     cd_weight: float = _arg(1.0, "joint_cd: weight of the contrastive divergence and its extra terms")

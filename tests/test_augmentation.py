@@ -1,0 +1,29 @@
+import torch
+
+from jem_hf.augmentation import augment, random_shift
+
+
+def test_augmentation_mirrors_and_blurs_about_half():
+    x = torch.zeros(400, 1, 8, 8)
+    x[:, :, :, 0] = 1
+    flipped = augment(x, flip=True, blur=False, generator=torch.Generator().manual_seed(0))
+    share = (flipped[:, 0, 0, 7] == 1).float().mean()
+    assert 0.4 < share < 0.6 and ((flipped == x) | (flipped == x.flip(-1))).all()
+    blurred = augment(x, flip=False, blur=True, generator=torch.Generator().manual_seed(0))
+    changed = (blurred != x).flatten(1).any(1).float().mean()
+    assert 0.4 < changed < 0.6
+    assert torch.equal(augment(x, flip=False, blur=False), x)
+
+
+def test_random_shift_moves_each_image_and_repeats_edges():
+    x = torch.arange(64.0).view(1, 1, 8, 8).expand(500, 3, -1, -1)
+    shifted = random_shift(x, 2, torch.Generator().manual_seed(0))
+    found = set()
+    for image in shifted:
+        down, right = divmod(int(image[0, 4, 4]) - 36 + 18, 8)
+        down, right = down - 2, right - 2
+        rows, columns = (torch.arange(8) + down).clamp(0, 7), (torch.arange(8) + right).clamp(0, 7)
+        assert torch.equal(image, x[0][:, rows][:, :, columns])
+        found.add((down, right))
+    assert len(found) == 25
+    assert torch.equal(random_shift(x, 0), x)
