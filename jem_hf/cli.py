@@ -183,7 +183,6 @@ def evaluate(
     from .recipes import load_splits
 
     network, processor = _load_with_processor(model)
-    _say("loading images")
     splits, _ = load_splits({"name_or_path": dataset}, processor, network.config.attributes)
     for name in ("train", split):
         if name not in splits:

@@ -79,7 +79,9 @@ def _cell(value) -> str:
         return "-"
     if isinstance(value, list):
         return ", ".join(_cell(item) for item in value)
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
+    return str(value)
 
 
 def _sample_grid(images: torch.Tensor, requests: torch.Tensor, config):
