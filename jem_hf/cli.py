@@ -272,7 +272,7 @@ def quickstart(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("quickstart"),
     max_steps: Annotated[Optional[int], typer.Option(min=1, help="Fewer steps for a first look.")] = None,  # noqa: UP045
     num_train: Annotated[Optional[int], typer.Option(min=1, help="Fewer training images.")] = None,  # noqa: UP045
-    num_images: Annotated[int, typer.Option(min=8, help="Images drawn for each kind of request.")] = 512,
+    num_images: Annotated[int, typer.Option(min=8, help="Images drawn for each kind of request.")] = 256,
     as_json: Json = False,
 ):
     """Build data, train from scratch, evaluate, draw: under ten minutes on two cores."""
