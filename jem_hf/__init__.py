@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 AutoConfig.register("jem", JemConfig)
 AutoModel.register(JemConfig, JemModel)
 AutoModelForImageClassification.register(JemConfig, JemModel)
-AutoImageProcessor.register(JemConfig, slow_image_processor_class=JemImageProcessor)
+AutoImageProcessor.register(JemConfig, fast_image_processor_class=JemImageProcessor)
 PIPELINE_REGISTRY.register_pipeline(
     "attribute-conditional-generation",
     pipeline_class=AttributeConditionalGenerationPipeline,
