@@ -138,7 +138,7 @@ def train(recipe: Recipe, resume: bool = False):
 
     from .trainer import JemTrainer
 
-    training = {"use_cpu": not torch.cuda.is_available(), **_precision(recipe.training)}
+    training = {"use_cpu": not torch.cuda.is_available(), **_resolved(recipe.training)}
     _check_types(training)
     args = JemTrainingArguments(**training)
     processor = JemImageProcessor(**recipe.image_processor)
@@ -175,8 +175,9 @@ def _check_types(training: dict) -> None:
             raise ValueError(f"{f.name} is of type {kind.__name__}, such as {f.default}, not {value!r}")
 
 
-def _precision(training: dict) -> dict:
-    """`bf16: auto` becomes true where the hardware computes it."""
+def _resolved(training: dict) -> dict:
+    """`bf16: auto` becomes true where the hardware computes it; `no`, which YAML reads as false, a strategy again."""
+    training = {n: "no" if n.endswith("_strategy") and v is False else v for n, v in training.items()}
     if training.get("bf16") == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return training | {"bf16": has_native_bfloat16(device)}

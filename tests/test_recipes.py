@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from jem_hf import JemTrainingArguments
-from jem_hf.recipes import MODEL_FIELDS, RECIPES, load_recipe
+from jem_hf.recipes import MODEL_FIELDS, RECIPES, _resolved, load_recipe
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -52,6 +52,11 @@ def test_wrong_recipes(content, message, tmp_path):
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match=message):
         load_recipe(path)
+
+
+def test_yaml_no_is_a_strategy():
+    recipe = load_recipe("quickstart", {"eval_strategy": "no"})
+    assert JemTrainingArguments(**_resolved(recipe.training), use_cpu=True).eval_strategy == "no"
 
 
 def test_missing_and_broken_files(tmp_path):
