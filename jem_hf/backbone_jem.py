@@ -22,16 +22,20 @@ class JemCnn(nn.Module):
         num_classes (`int`): Size of a last linear layer; 0 for features.
         width (`int`): Channels of the first layer (the paper has 64).
         hidden_size (`int`): Size of the features.
+        stem_stride (`int`): 1, or 2 for a first layer that is 4x4 of stride 2 itself: a fraction of the cost at equal
+            width, for larger images.
     """
 
-    def __init__(self, img_size=64, in_chans=3, num_classes=0, width=64, hidden_size=128):
+    def __init__(self, img_size=64, in_chans=3, num_classes=0, width=64, hidden_size=128, stem_stride=1):
         super().__init__()
         img_size = img_size[0] if isinstance(img_size, (tuple, list)) else img_size
         if img_size < 8 or img_size & (img_size - 1):
             raise ValueError(f"jem_cnn takes images of 8, 16, 32, 64, ... pixels, not {img_size}: choose one of these")
-        num_halvings = int(math.log2(img_size)) - 2
+        if stem_stride not in (1, 2):
+            raise ValueError(f"stem_stride is 1 or 2, not {stem_stride}")
+        num_halvings = int(math.log2(img_size // stem_stride)) - 2
         channels = [width * min(2**i, 8) for i in range(num_halvings + 1)]
-        layers = [nn.Conv2d(in_chans, width, 3, padding=1), nn.SiLU()]
+        layers = [nn.Conv2d(in_chans, width, 2 + stem_stride, stride=stem_stride, padding=1), nn.SiLU()]
         for inner, outer in pairwise(channels):
             layers += [nn.Conv2d(inner, outer, 4, stride=2, padding=1), nn.SiLU()]
         layers += [nn.Conv2d(channels[-1], width, 1), nn.SiLU()]

@@ -109,6 +109,8 @@ def write_card(
     cost: str = "",
     evaluation: str = "",
     license: str = "apache-2.0",
+    license_name: str | None = None,
+    license_link: str | None = None,
 ) -> Path:
     """
     Write `README.md`: front matter (`model-index` with the numbers of `report`, recipe, dataset) and text.
@@ -120,10 +122,13 @@ def write_card(
         requests: what the rows of `samples.png` show; the first is the example.
         data, limits, cost: text about them; `cost` follows the training command.
         evaluation: the command that prints the numbers, if not `jem-hf evaluate`.
+        license, license_name, license_link: as the Hub has them; the last two for a license "other".
     """
     card_data = ModelCardData(
         model_name=name,
         license=license,
+        license_name=license_name,
+        license_link=license_link,
         library_name="transformers",
         pipeline_tag="unconditional-image-generation",
         tags=[TASK, "image-classification", "energy-based-model", "jem"],

@@ -176,18 +176,23 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split to test on.")] = "test",
     prediction_only: Annotated[bool, typer.Option("--prediction-only", help="No generation, no energy.")] = False,
     num_images: Annotated[int, typer.Option(min=8, help="Images drawn for each kind of request.")] = 512,
+    num_cas: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=0, help="Images drawn to train a classifier on; default: 4 times --num-images."),
+    ] = None,
     output: Output = None,
     as_json: Json = False,
 ):
     """Measure a model beside a classifier of the same network; an independent oracle judges its images."""
-    from .recipes import load_splits
+    from .recipes import load_evaluation_splits
 
     network, processor = _load_with_processor(model)
-    splits, _ = load_splits({"name_or_path": dataset}, processor, network.config.attributes)
+    splits = load_evaluation_splits(dataset, processor, network.config)
     for name in ("train", split):
         if name not in splits:
             raise ValueError(f"{dataset!r} has no split {name!r}; it has {', '.join(splits)}")
-    report = _evaluate(network, splits, output, split, prediction_only, num_images)
+    settings = dict(split=split, prediction_only=prediction_only, num_images=num_images, num_cas=num_cas)
+    report = _evaluate(network, splits, output, **settings)
     report = {"model": model, "dataset": dataset, "split": split, **report}
     _print_report(report, as_json)
 
@@ -198,19 +203,12 @@ def _load_with_processor(name: str):
     return _load_model(name), JemImageProcessor.from_pretrained(name)
 
 
-def _evaluate(network, splits, output, split="test", prediction_only=False, num_images=512) -> dict:
+def _evaluate(network, splits, output, **settings) -> dict:
     from .evaluation import evaluate
     from .report import write_report
 
     with contextlib.redirect_stdout(sys.stderr), _Bars() as progress:
-        report, pictures = evaluate(
-            network,
-            splits,
-            split=split,
-            prediction_only=prediction_only,
-            num_images=num_images,
-            progress=progress,
-        )
+        report, pictures = evaluate(network, splits, progress=progress, **settings)
     if output is not None:
         write_report(report, pictures, output, network.config)
         _say(f"wrote {output / 'report.md'}")
@@ -298,7 +296,9 @@ def quickstart(
             "quickstart",
             cost,
             num_images=num_images,
+            num_cas=0,
             oracle_epochs=3,
+            feature_epochs=2,
             progress=progress,
         )
     report["minutes"] = round((time.time() - start) / 60, 2)

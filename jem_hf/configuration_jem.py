@@ -31,6 +31,9 @@ class JemConfig(FromZoo, PreTrainedConfig):
             Names of the K attributes, in the order of the label columns.
         attribute_values (`dict[str, list[str]]`, *optional*):
             The values of the attributes that are not binary, by name. All others have the values False and True.
+        novel_combinations (`list[dict]`, *optional*):
+            Combinations such as `{"Male": True, "Bangs": True}` that were kept out of training and are asked
+            for in evaluation.
         backbone (`str`, defaults to `"jem_cnn"`):
             A timm architecture without batch statistics. `jem_cnn` is the network of the paper.
         backbone_kwargs (`dict`, *optional*):
@@ -60,6 +63,7 @@ class JemConfig(FromZoo, PreTrainedConfig):
 
     attributes: list[str] | None = None
     attribute_values: dict[str, list[str]] | None = None
+    novel_combinations: list[dict] | None = None
     backbone: str = "jem_cnn"
     backbone_kwargs: dict | None = None
     image_size: int = 32
@@ -76,6 +80,7 @@ class JemConfig(FromZoo, PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.backbone_kwargs = self.backbone_kwargs or {}
         self.attribute_values = self.attribute_values or {}
+        self.novel_combinations = self.novel_combinations or []
         self._check_attributes()
         self._check_network()
         kwargs["id2label"] = dict(enumerate(self.label_names))
@@ -99,6 +104,13 @@ class JemConfig(FromZoo, PreTrainedConfig):
                 )
             if len(values) < 2 or len(set(values)) < len(values):
                 raise ValueError(f"attribute {name!r} needs at least two different values, not {values}")
+        for name, value in (item for combination in self.novel_combinations for item in combination.items()):
+            if name not in self.attributes:
+                raise ValueError(
+                    f"novel_combinations has the unknown attribute {name!r}{nearest_name(name, self.attributes)}"
+                )
+            if str(value) not in self.values(name):
+                raise ValueError(f"novel_combinations: {name!r} has the values {self.values(name)}, not {value!r}")
 
     def _check_network(self):
         from .backbone_jem import check_backbone

@@ -51,7 +51,9 @@ def image_grid(
 
 
 def reliability_diagram(curves: Mapping[str, tuple[Mapping, float]], path: str | os.PathLike) -> None:
-    """Write a PNG of accuracy against confidence with the number of predictions beneath, one panel a model.
+    """Write a PNG of accuracy against confidence with the share of the predictions beneath, one panel a model.
+
+    All panels have the same axes, and accuracy the scale of confidence; more than three stand in two rows.
 
     Args:
         curves: for each name the result of `metrics.reliability_curve` and the expected calibration error.
@@ -60,21 +62,29 @@ def reliability_diagram(curves: Mapping[str, tuple[Mapping, float]], path: str |
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.3 * len(curves) + 0.5, 4.8), layout="constrained", facecolor="white")
+    num_rows = 1 if len(curves) <= 3 else 2
+    num_columns = -(-len(curves) // num_rows)
+    size = (3.3 * num_columns + 0.5, 4.5 * num_rows + 0.3)
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    # Nothing lies below confidence one over the number of values: all panels begin at the first bin in use.
-    lower = min(_first_edge(curve) for curve, _ in curves.values())
-    axes = figure.subplots(2, len(curves), sharex=True, sharey="row", squeeze=False, height_ratios=(3.4, 1))
-    for (name, (curve, ece)), upper_axis, lower_axis in zip(curves.items(), *axes, strict=True):
+    axes = figure.subplots(2 * num_rows, num_columns, squeeze=False, height_ratios=(1, 0.28) * num_rows)
+    upper_axes, lower_axes = axes[::2].flatten(), axes[1::2].flatten()
+    lower = min(_lowest(curve) for curve, _ in curves.values())
+    top = 1.05 * max((curve["count"] / curve["count"].sum()).max() for curve, _ in curves.values())
+    for (name, (curve, ece)), upper_axis, lower_axis in zip(curves.items(), upper_axes, lower_axes):
         _draw_accuracy(upper_axis, curve, lower)
         upper_axis.set_title(f"{name}\n", color=INK, fontsize=11, fontweight="bold")
         upper_axis.text(0.5, 1.03, f"ECE {ece:.4f}", color=GREY, ha="center", transform=upper_axis.transAxes)
         _draw_counts(lower_axis, curve)
+        lower_axis.set(xlim=(lower, 1), ylim=(0, top), box_aspect=0.28)
         lower_axis.set_xlabel("confidence", color=INK)
-    axes[0, 0].set_ylabel("accuracy", color=INK)
-    axes[1, 0].set_ylabel("share of\npredictions", color=INK)
+    for upper_axis, lower_axis in axes[:, 0].reshape(num_rows, 2):
+        upper_axis.set_ylabel("accuracy", color=INK)
+        lower_axis.set_ylabel("share of\npredictions", color=INK)
+    for axis in (*upper_axes[len(curves) :], *lower_axes[len(curves) :]):
+        axis.remove()
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    columns = 4 if len(curves) > 1 else 2
+    columns = 4 if num_columns > 1 else 2
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, labelcolor=INK)
     figure.savefig(path, format="png", dpi=150)
 
@@ -122,29 +132,37 @@ def _write_labels(grid: Image.Image, labels: Sequence[str], margin: int, row_hei
         draw.multiline_text(place, text, INK, font, anchor="rm", align="right", spacing=font.size // 4)
 
 
-def _first_edge(curve: Mapping) -> float:
-    return np.flatnonzero(curve["count"])[0] / len(curve["count"])
+def _edges(curve: Mapping) -> np.ndarray:
+    return curve["edges"] if "edges" in curve else np.linspace(0, 1, len(curve["count"]) + 1)
+
+
+def _lowest(curve: Mapping) -> float:
+    """Where the axes may begin, in tenths: below every bin in use and every accuracy."""
+    used = curve["count"] > 0
+    return np.floor(10 * min(_edges(curve)[:-1][used].min(), curve["accuracy"][used].min(), 0.9)) / 10
 
 
 def _draw_accuracy(axis, curve: Mapping, lower: float) -> None:
     """Bars of accuracy; what they lack of the confidence stands on top in red, what exceeds it in pale blue."""
     used = curve["count"] > 0
-    width = 1 / len(used)
-    middles = (np.arange(len(used))[used] + 0.5) * width
+    left, width = _edges(curve)[:-1][used], np.diff(_edges(curve))[used]
     accuracy, confidence = curve["accuracy"][used], curve["confidence"][used]
     shared = np.minimum(accuracy, confidence)
-    axis.bar(middles, shared, 0.9 * width, color=BLUE, label="accuracy")
-    axis.bar(middles, confidence - shared, 0.9 * width, shared, color=RED, label="too confident by")
-    axis.bar(middles, accuracy - shared, 0.9 * width, shared, color=LIGHT_BLUE, label="too cautious by")
+    bar = {"width": 0.9 * width, "align": "edge"}
+    left = left + 0.05 * width
+    axis.bar(left, shared, color=BLUE, label="accuracy", **bar)
+    axis.bar(left, confidence - shared, bottom=shared, color=RED, label="too confident by", **bar)
+    axis.bar(left, accuracy - shared, bottom=shared, color=LIGHT_BLUE, label="too cautious by", **bar)
     axis.plot((0, 1), (0, 1), color=INK, linewidth=1, linestyle=(0, (4, 3)), label="perfect calibration")
-    axis.set(xlim=(lower, 1), ylim=(0, 1))
+    ticks = np.linspace(lower, 1, 6) if lower in (0, 0.5) else np.arange(lower, 1.05, 0.1)
+    axis.set(xlim=(lower, 1), ylim=(lower, 1), xticks=ticks, yticks=ticks, box_aspect=1)
     _tidy(axis)
 
 
 def _draw_counts(axis, curve: Mapping) -> None:
-    count = curve["count"]
-    width = 1 / len(count)
-    axis.bar((np.arange(len(count)) + 0.5) * width, count / count.sum(), 0.9 * width, color=GREY)
+    count, edges = curve["count"], _edges(curve)
+    width = np.diff(edges)
+    axis.bar(edges[:-1] + 0.05 * width, count / count.sum(), 0.9 * width, color=GREY, align="edge")
     _tidy(axis)
 
 

@@ -7,11 +7,14 @@ from pathlib import Path
 import torch
 import yaml
 
-from .configuration_jem import JemConfig, nearest_name
-from .data import attribute_values, encode_dataset, load_attribute_dataset
+from .columns import attribute_values, features_of
+from .configuration_jem import BINARY, JemConfig, nearest_name
+from .data import load_attribute_dataset
 from .image_processing_jem import JemImageProcessor
 from .modeling_jem import JemModel
 from .precision import has_native_bfloat16
+from .splits import ZERO_SHOT_CANDIDATES, zero_shot_combinations
+from .tensors import AttributeStream, encode_dataset
 from .training_args import JemTrainingArguments
 
 _HERE = Path(__file__).resolve().parent
@@ -19,13 +22,18 @@ RECIPES = next(
     (path for path in (_HERE / "recipes", _HERE.parent / "training" / "recipes") if path.is_dir()), _HERE / "recipes"
 )
 DATASET_FIELDS = (
-    "name_or_path attributes min_frequency max_frequency novel image_column cache_dir num_train num_test num_novel"
+    "name_or_path attributes values min_frequency max_frequency novel split split_file image_column streaming "
+    "shuffle_buffer on_error cache_dir binarised num_train num_test num_novel"
 ).split()
-PATHS = ("output_dir", "name_or_path", "cache_dir")
-CARD_FIELDS = ["name", "dataset", "license", "requests", "data", "limits"]
+EVALUATION_SPLITS = ("validation", "valid", "test")
+DEFAULT_SPLIT = {"kind": "random", "seed": 0, "test": 0.1}
+PATHS = ("output_dir", "name_or_path", "cache_dir", "split_file")
+CARD_FIELDS = "name dataset license license_name license_link requests data limits".split()
 PROCESSOR_FIELDS = ["size", "crop_size", "resample", "do_center_crop"]
 MODEL_FIELDS = [
-    name for name in JemConfig.__annotations__ if not name.startswith("attribute") and name != "model_type"
+    name
+    for name in JemConfig.__annotations__
+    if not name.startswith("attribute") and name not in ("model_type", "novel_combinations")
 ]
 
 
@@ -115,13 +123,53 @@ def _number(value):
         return value
 
 
-def load_splits(dataset: dict, processor: JemImageProcessor, attributes=None) -> tuple[dict, dict]:
-    """Splits of a dataset as tensors in memory, and the values of its attributes that are not binary."""
+def load_splits(dataset: dict, processor: JemImageProcessor, attributes=None, values=None) -> tuple[dict, dict]:
+    """
+    Splits of a dataset as tensors in memory, and the values of its attributes that are not binary.
+
+    Args:
+        dataset: the section of that name of a recipe. A dataset of one split, which is not "test", is divided by
+            `DEFAULT_SPLIT` if no `split` is given. With `streaming` the train split is an `AttributeStream`.
+        attributes: names of the label columns, in order; default: what the section says.
+        values: `attribute_values` of a model's config: labels are numbered in their order.
+
+    Raises:
+        ValueError: as `load_attribute_dataset`, and for an attribute whose values are not those of the model.
+    """
     dataset = dict(dataset)
-    splits = load_attribute_dataset(dataset.pop("name_or_path", "avatars"), **dataset)
-    names, values = attribute_values(next(iter(splits.values())).features)
-    tensors = {name: encode_dataset(split, processor, attributes or names) for name, split in splits.items()}
-    return tensors, values
+    name_or_path = dataset.pop("name_or_path", "avatars")
+    on_error, shuffle_buffer = dataset.pop("on_error", "raise"), dataset.pop("shuffle_buffer", 1000)
+    streaming = dataset.get("streaming", False)
+    if not (streaming or dataset.get("split") or dataset.get("split_file")):
+        dataset["split"] = DEFAULT_SPLIT
+    if attributes:
+        dataset = {name: value for name, value in dataset.items() if name not in ("min_frequency", "max_frequency")}
+        dataset |= {"attributes": attributes, "values": {**(dataset.get("values") or {}), **(values or {})}}
+    splits = load_attribute_dataset(name_or_path, **dataset)
+    names, found = attribute_values(features_of(next(iter(splits.values()))))
+    for name in names if values is not None else ():
+        if found.get(name) != values.get(name):
+            raise ValueError(
+                f"attribute {name!r} has the values {found.get(name, BINARY)} in {name_or_path!r} and "
+                f"{values.get(name, BINARY)} in the model: rename the values of the data"
+            )
+    if not streaming:
+        encoded = {split: encode_dataset(rows, processor, names, on_error=on_error) for split, rows in splits.items()}
+        return encoded, found
+    encoded = {}
+    for split, rows in splits.items():
+        buffer = shuffle_buffer if split == "train" else 0
+        stream = AttributeStream(rows, processor, names, shuffle_buffer=buffer, on_error=on_error)
+        encoded[split] = stream if split == "train" else stream.to_tensors()
+    return encoded, found
+
+
+def load_evaluation_splits(name_or_path: str, processor: JemImageProcessor, config: JemConfig) -> dict:
+    """Splits as `load_splits` gives them, as a model wants them: its attributes, and its novel combinations apart."""
+    dataset = {"name_or_path": name_or_path}
+    if config.novel_combinations:
+        dataset["novel"] = config.novel_combinations
+    return load_splits(dataset, processor, config.attributes, config.attribute_values)[0]
 
 
 def train(recipe: Recipe, resume: bool = False):
@@ -136,32 +184,48 @@ def train(recipe: Recipe, resume: bool = False):
     """
     from transformers.trainer_utils import get_last_checkpoint
 
+    processor = JemImageProcessor(**recipe.image_processor)
+    splits, values = load_splits(recipe.dataset, processor)
+    trainer = make_trainer(recipe, splits, values, processor)
+    folder = trainer.args.output_dir
+    last = get_last_checkpoint(folder) if resume and Path(folder).is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    trainer.save_model()
+    trainer.save_state()
+    return trainer, splits
+
+
+def make_trainer(recipe: Recipe, splits: dict, values: dict, processor: JemImageProcessor | None = None):
+    """The `JemTrainer` of a recipe with a new model, for splits and values as `load_splits` gives them."""
     from .trainer import JemTrainer
 
     training = {"use_cpu": not torch.cuda.is_available(), **_resolved(recipe.training)}
     _check_types(training)
     args = JemTrainingArguments(**training)
-    processor = JemImageProcessor(**recipe.image_processor)
-    splits, values = load_splits(recipe.dataset, processor)
     attributes = splits["train"].attributes
     config = JemConfig(
         attributes=attributes,
         attribute_values={name: values[name] for name in attributes if name in values},
-        **{"image_size": splits["train"].images.shape[-1], **recipe.model},
+        novel_combinations=_novel_combinations(recipe.dataset.get("novel"), splits, attributes),
+        **{"image_size": next(iter(splits["train"]))["pixel_values"].shape[-1], **recipe.model},
     )
     torch.manual_seed(args.seed)
-    trainer = JemTrainer(
+    return JemTrainer(
         model=JemModel(config),
         args=args,
         train_dataset=splits["train"],
-        eval_dataset=splits.get("test"),
+        eval_dataset=next((splits[name] for name in EVALUATION_SPLITS if name in splits), None),
         processing_class=processor,
     )
-    last = get_last_checkpoint(args.output_dir) if resume and Path(args.output_dir).is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
-    trainer.save_model()
-    trainer.save_state()
-    return trainer, splits
+
+
+def _novel_combinations(novel, splits, attributes) -> list[dict]:
+    """What was held out, as the config has it: without combinations of attributes that are too rare to be kept."""
+    if isinstance(novel, str):
+        labels = torch.cat([split.labels for split in splits.values()])
+        candidates = [c for c in ZERO_SHOT_CANDIDATES[novel] if set(c) <= set(attributes)]
+        novel = zero_shot_combinations(labels, attributes, candidates)
+    return [combination for combination in novel or [] if set(combination) <= set(attributes)]
 
 
 def _check_types(training: dict) -> None:

@@ -6,67 +6,190 @@ from pathlib import Path
 
 import torch
 
-from .image_processing_jem import JemImageProcessor
+from .image_processing_jem import JemImageProcessor, to_pixels
 from .plots import image_grid, reliability_diagram
 from .requests_jem import format_request
 
-PREDICTION = ("accuracy", "f1_macro", "f1_micro", "ap", "auroc", "nll", "brier", "ece")
-GENERATION = ("agreement", "all_right", "floor", "ceiling", "floor_all_right", "ceiling_all_right", "num_images")
+PREDICTION = (
+    "accuracy f1_macro f1_micro ap auroc nll brier ece ece_equal_mass ece_positive".split()  # one column each
+)
+PER_ATTRIBUTE = "frequency accuracy f1 ap auroc nll brier ece".split()
+GENERATION = {
+    "agreement": "agreement",
+    "floor": "floor",
+    "ceiling": "ceiling",
+    "share": "share",
+    "all_right": "all right",
+    "floor_all_right": "floor",
+    "ceiling_all_right": "ceiling",
+    "all_right_of_ceiling": "of ceiling",
+    "num_images": "images",
+}
+MODELS = {
+    "joint": "joint model",
+    "classifier": "classifier",
+    "classifier_temperature": "classifier, temperature-scaled",
+    "classifier_attribute_scaling": "per-attribute scale and bias",
+}
 KINDS = {
     "full": "every attribute given, as in the test split",
     "full_novel": "every attribute given, combinations never seen in training among them",
     "seen": "pairs and triples, as in the test split",
-    "novel": "pairs and triples never seen together in training",
+    "novel": "combinations never seen together in training",
 }
+SETS = ("samples", "real", "blurred")
 
 
 def write_report(report: dict, pictures: dict, folder: str | Path, config) -> None:
-    """Write `report.json`, `report.md`, `reliability.png` and a grid of samples for each kind of request."""
+    """
+    Write `report.json`, `report.md` and its pictures.
+
+    These are `reliability.png`, a grid of samples for each kind of request, and `nearest.png`: samples beside their
+    nearest training images.
+
+    Args:
+        report, pictures: from [`evaluate`].
+        config: `JemConfig` of the model.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    reliability_diagram(pictures["reliability"], folder / "reliability.png")
-    names = []
-    for name, (images, requests) in pictures["samples"].items():
+    reliability_diagram(
+        {MODELS[name]: curve for name, curve in pictures["reliability"].items()}, folder / "reliability.png"
+    )
+    figures = ["![Reliability diagram](reliability.png)"]
+    for name, (images, requests) in pictures.get("samples", {}).items():
         _sample_grid(images, requests, config).save(folder / f"samples-{name}.png")
-        names.append(name)
-    figures = [f"![{KINDS[name]}](samples-{name}.png)\n\n{KINDS[name].capitalize()}." for name in names]
-    figures.insert(0, "![Reliability diagram](reliability.png)")
+        figures.append(f"![{KINDS[name]}](samples-{name}.png)\n\n{KINDS[name].capitalize()}.")
+    if "nearest" in pictures:
+        _nearest_grid(*pictures["nearest"]).save(folder / "nearest.png")
+        figures.append("![Nearest training images](nearest.png)\n\nSamples above their nearest training images.")
     (folder / "report.md").write_text("\n\n".join([f"# Report\n\n{tables(report)}", *figures]) + "\n")
 
 
 def tables(report: dict) -> str:
     """The report as Markdown tables."""
-    models = {"joint model": report["prediction"]} | report["baselines"]
-    parts = [
-        f"Prediction ({report['num_images']} test images):",
-        _table(["", *PREDICTION], [[name, *(row[key] for key in PREDICTION)] for name, row in models.items()]),
-    ]
-    if "generation" in report:
-        kinds = [kind for kind in KINDS if kind in report["generation"]]
-        rows = [[KINDS[kind], *(report["generation"][kind][key] for key in GENERATION)] for kind in kinds]
-        nearest = report["generation"].get("nearest_training_image")
-        parts += [
-            f"Generation, judged by an oracle (accuracy on real images {_cell(report['oracle']['accuracy'])}):",
-            _table(["request", *GENERATION], rows),
-        ]
-        if nearest:
-            parts.append(
-                "Median distance to the nearest training image (root mean square, black to white is 1): "
-                f"samples {_cell(nearest['samples'])}, real test images {_cell(nearest['real'])}."
-            )
-    if "energy" in report:
-        rows = [[name, row["auroc"]] for name, row in report["energy"].items()]
-        parts += ["Outliers told from real images by log p(x):", _table(["outliers", "AUROC"], rows)]
-    rows = [
-        [name, *(row[key] for key in ("frequency", "accuracy", "f1", "ap", "auroc", "nll", "brier", "ece"))]
-        for name, row in report["prediction"]["per_attribute"].items()
-    ]
-    parts += [
-        "Per attribute:",
-        _table(["attribute", "frequency", "accuracy", "f1", "ap", "auroc", "nll", "brier", "ece"], rows),
-    ]
+    parts = _prediction(report) + _zero_shot(report) + _generation(report) + _energy(report) + _per_attribute(report)
     return "\n\n".join(parts)
+
+
+def _prediction(report: dict) -> list[str]:
+    models = {"joint": report["prediction"]} | report["baselines"]
+    rows = [[MODELS[name], *(row.get(key) for key in PREDICTION)] for name, row in models.items()]
+    parts = [f"Prediction ({report['num_images']} test images):", _table(["", *PREDICTION], rows)]
+    if "comparison" in report:
+        names = list(report["comparison"])
+        rows = [[MODELS[model], *(_interval(row["intervals"][key]) for key in names)] for model, row in models.items()]
+        differences = [_difference(report["comparison"][key]) for key in names]
+        rows.append(["joint model less classifier, temperature-scaled", *differences])
+        parts += ["95% bootstrap intervals:", _table(["", *names], rows)]
+    return parts
+
+
+def _zero_shot(report: dict) -> list[str]:
+    if "zero_shot" not in report:
+        return []
+    found = report["zero_shot"]
+    keys = {
+        "accuracy": "joint model",
+        "classifier": "classifier",
+        "chance": "chance",
+        "most_frequent": "most frequent",
+    }
+    return [
+        f"Combinations kept out of training told from each other ({found['num_images']} images that carry one of "
+        f"{'; '.join(found['combinations'])}):",
+        _table(["", "accuracy"], [[name, found[key]] for key, name in keys.items()]),
+    ]
+
+
+def _generation(report: dict) -> list[str]:
+    if "generation" not in report:
+        return []
+    found = report["generation"]
+    accuracy = _cell(report["oracle"]["accuracy"])
+    kinds = {kind: found[kind] for kind in KINDS if kind in found}
+    return [
+        f"Generation, judged by an oracle (accuracy on real images {accuracy}):",
+        _table(
+            ["request", *GENERATION.values()],
+            [[KINDS[kind], *map(row.get, GENERATION)] for kind, row in kinds.items()],
+        ),
+        "Agreement: requested attributes that the oracle sees; all right: images in which it sees all of them. Floor "
+        "and ceiling: the same of real images, any ones and such that carry the labels; share: the way from floor to "
+        "ceiling; of ceiling: all right divided by its ceiling.",
+        *_distances(kinds),
+        *_diversity(kinds),
+        *_classification_accuracy_score(found.get("classification_accuracy_score")),
+        *_nearest(found.get("nearest_training_image")),
+    ]
+
+
+def _distances(kinds: dict) -> list[str]:
+    rows = [
+        [f"{distance.replace('_', ' ')}, {kind}", *(row[distance][name] for name in SETS)]
+        for distance in ("frechet_distance", "kernel_distance")
+        for kind, row in kinds.items()
+        if distance in row
+    ]
+    text = (
+        "Distance to the training images in the features of a network made for it, of samples, of as many real test "
+        "images that carry the labels, and of these blurred:"
+    )
+    return [text, _table(["", *SETS], rows)] if rows else []
+
+
+def _diversity(kinds: dict) -> list[str]:
+    rows = [
+        [f"{measure}, {kind}", values["samples"], values["real"]]
+        for kind, row in kinds.items()
+        for measure, values in (row.get("diversity") or {}).items()
+    ]
+    text = "Diversity, the mean distance between two images of one request:"
+    return [text, _table(["", "samples", "real"], rows)] if rows else []
+
+
+def _classification_accuracy_score(score: dict | None) -> list[str]:
+    if score is None:
+        return []
+    rows = [[name, score[name]["accuracy"], score[name]["ap"]] for name in ("samples", "real")]
+    return [
+        f"Classification accuracy score: a classifier trained on {score['num_images']} images, tested on real ones:",
+        _table(["trained on", "accuracy", "ap"], rows),
+    ]
+
+
+def _nearest(distance: dict | None) -> list[str]:
+    if distance is None:
+        return []
+    return [
+        "Median distance to the nearest training image (root mean square, black to white is 1): "
+        f"samples {_cell(distance['samples'])}, real test images {_cell(distance['real'])}."
+    ]
+
+
+def _energy(report: dict) -> list[str]:
+    if "energy" not in report:
+        return []
+    rows = [[name, row["auroc"]] for name, row in report["energy"].items()]
+    return ["Outliers told from real images by log p(x):", _table(["outliers", "AUROC"], rows)]
+
+
+def _per_attribute(report: dict) -> list[str]:
+    rows = report["prediction"]["per_attribute"]
+    parts = [
+        "Prediction of each attribute:",
+        _table(["attribute", *PER_ATTRIBUTE], [[name, *map(row.get, PER_ATTRIBUTE)] for name, row in rows.items()]),
+    ]
+    for kind in ("full", "full_novel"):
+        rows = report.get("generation", {}).get(kind, {}).get("per_attribute")
+        if rows:
+            keys = ("agreement", "floor", "ceiling")
+            parts += [
+                f"Agreement of each attribute ({KINDS[kind]}):",
+                _table(["attribute", *keys], [[name, *map(row.get, keys)] for name, row in rows.items()]),
+            ]
+    return parts
 
 
 def _table(header: list[str], rows: list[list]) -> str:
@@ -84,10 +207,37 @@ def _cell(value) -> str:
     return str(value)
 
 
+def _interval(interval: list[float] | None) -> str | None:
+    """[0.81, 0.84] as "[.810, .840]"."""
+    return None if interval is None else f"[{_short(interval[0])}, {_short(interval[1])}]"
+
+
+def _difference(found: dict | None) -> str | None:
+    return None if found is None else f"{_short(found['difference'])} {_interval([found['low'], found['high']])}"
+
+
+def _short(value: float) -> str:
+    text = f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text
+
+
 def _sample_grid(images: torch.Tensor, requests: torch.Tensor, config):
     """The first 64 images, eight a row; a row of sparse requests, which share one, carries its text."""
-    scale = max(1, 64 // images.shape[-1])
     images, requests = images[:64], requests[:64:8]
     sparse = (requests < 0).any()
     texts = [format_request(request.tolist(), config) for request in requests] if sparse else None
-    return image_grid(JemImageProcessor.to_pil(images), scale=scale, row_labels=texts)
+    return image_grid(JemImageProcessor.to_pil(images), scale=_scale(images), row_labels=texts)
+
+
+def _nearest_grid(images: torch.Tensor, nearest: torch.Tensor):
+    """Full rows of eight samples, or one of fewer, each above its nearest training image."""
+    columns = min(8, len(images))
+    num_rows = len(images) // columns
+    pairs = torch.stack([images, to_pixels(nearest)])[:, : num_rows * columns].unflatten(1, (num_rows, columns))
+    rows = pairs.transpose(0, 1).flatten(0, 2)
+    labels = ["samples", "training images"] * num_rows
+    return image_grid(JemImageProcessor.to_pil(rows), columns, _scale(images), row_labels=labels)
+
+
+def _scale(images: torch.Tensor) -> int:
+    return max(1, 64 // images.shape[-1])

@@ -5,13 +5,13 @@ import os
 import time
 from collections import defaultdict
 from dataclasses import replace
+from itertools import islice
 
 import torch
 from safetensors.torch import load_file, save_file
 from timm.optim import Muon
 from torch.optim.swa_utils import AveragedModel
 from transformers import Trainer, TrainerCallback
-from transformers.utils import logging
 
 from .augmentation import augment, random_shift
 from .heads_jem import cross_entropy, log_joint
@@ -23,8 +23,6 @@ from .plots import image_grid
 from .replay_buffer import ReplayBuffer, dequantise
 from .sampling_jem import last_langevin_step, run_chain
 from .training_args import JemTrainingArguments
-
-logger = logging.get_logger(__name__)
 
 
 @contextlib.contextmanager
@@ -182,11 +180,7 @@ class JemTrainer(Trainer):
     # The loop around them
 
     def train(self, resume_from_checkpoint=None, **kwargs):
-        labels = _all_labels(self.train_dataset)
-        if labels is None:
-            logger.warning("the labels of a stream cannot be counted: call model.label_prior.fit(labels) yourself")
-        else:
-            self.model.label_prior.fit(labels)
+        self.model.label_prior.fit(_all_labels(self.train_dataset))
         self.ema.module.label_prior.load_state_dict(self.model.label_prior.state_dict())
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -306,13 +300,13 @@ class _StepCallback(TrainerCallback):
         return self.trainer.accelerator.reduce(late, "sum").item() > 0
 
 
-def _all_labels(dataset):
-    """Labels (N, K) of a dataset; None of a stream."""
+def _all_labels(dataset, num_of_stream=2000):
+    """Labels (N, K) of a dataset; of a stream those of its first rows."""
     if hasattr(dataset, "labels"):
         return dataset.labels
-    if not hasattr(dataset, "__len__"):
-        return None
-    return torch.stack([torch.as_tensor(dataset[i]["labels"]) for i in range(len(dataset))])
+    is_stream = not hasattr(dataset, "__len__")
+    rows = islice(dataset, num_of_stream) if is_stream else (dataset[i] for i in range(len(dataset)))
+    return torch.stack([torch.as_tensor(row["labels"]) for row in rows])
 
 
 def _accuracy(logits, labels):

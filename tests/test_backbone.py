@@ -22,6 +22,17 @@ def test_powers_of_two(size):
     assert network.forward_features(torch.zeros(2, 3, size, size)).shape == (2, 4, 4, 4)
 
 
+def test_a_stem_of_stride_two_replaces_one_halving():
+    """4x4 of stride 2 to `width` channels at half the size, and one convolution less after it."""
+    network = timm.create_model("jem_cnn", img_size=64, width=4, hidden_size=8, stem_stride=2, num_classes=0)
+    layers = [m for m in network.convolutions if isinstance(m, torch.nn.Conv2d)]
+    shapes = [(m.in_channels, m.out_channels, m.kernel_size[0], m.stride[0]) for m in layers]
+    assert shapes == [(3, 4, 4, 2), (4, 8, 4, 2), (8, 16, 4, 2), (16, 32, 4, 2), (32, 4, 1, 1)]
+    assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 8)
+    with pytest.raises(ValueError, match="stem_stride is 1 or 2, not 3"):
+        timm.create_model("jem_cnn", stem_stride=3)
+
+
 @pytest.mark.parametrize("size", [4, 48, 100])
 def test_other_sizes_are_refused(size):
     with pytest.raises(ValueError, match=f"not {size}"):

@@ -98,6 +98,39 @@ def test_evaluate(trained, data):
     assert {"report.md", "report.json", "reliability.png"} <= {path.name for path in (trained / "report").iterdir()}
 
 
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """What a user has: a folder of images and a table of three attributes, with gaps."""
+    folder = tmp_path_factory.mktemp("user") / "photos"
+    folder.mkdir()
+    lines = ["file_name,Smiling,Age,Hair"]
+    for i in range(60):
+        Image.new("RGB", (20, 24), (4 * i, 255 - 4 * i, 100)).save(folder / f"{i}.png")
+        smiling, hair = ("yes", "no", "")[i % 3], ("black", "blond", "red", "")[i % 4]
+        lines.append(f"{i}.png,{smiling},{i % 5},{hair}")
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_a_users_folder_of_images(photos):
+    """Train, evaluate and generate; what was held out of training is asked for in evaluation."""
+    where = dict(cwd=photos.parent, cache=photos.parent / "cache")
+    size = ["--size", "{shortest_edge: 16}", "--crop_size", "{height: 16, width: 16}"]
+    small = ["--backbone_kwargs", "{width: 4, hidden_size: 8}", "--max_steps", "2", "--bf16", "false"]
+    novel = ["--novel", "[{Smiling: true, Hair: red}]"]
+    jem_hf("train", "own-data", "--name_or_path", "photos", "--output_dir", "mine", *size, *small, *novel, **where)
+    config = json.loads((photos.parent / "mine" / "config.json").read_text())
+    assert config["attributes"] == ["Smiling", "Age", "Hair"]
+    assert config["attribute_values"] == {"Age": list("01234"), "Hair": ["black", "blond", "red"]}
+    assert config["novel_combinations"] == [{"Smiling": True, "Hair": "red"}]
+    arguments = ["--dataset", "photos", "--num-images", "8", "--num-cas", "0", "--json"]
+    report = json.loads(jem_hf("evaluate", "mine", *arguments, **where).stdout)
+    assert report["prediction"]["per_attribute"].keys() == {"Smiling", "Age", "Hair"}
+    assert report["generation"]["novel"]["num_images"] == 8
+    jem_hf("generate", "mine", "Smiling & Hair=red", "--num-images", "2", "--steps", "2", **where)
+    assert (photos.parent / "grid.png").exists()
+
+
 def test_release_makes_a_zoo_folder(trained, data):
     script = Path(__file__).parents[1] / "training" / "release.py"
     command = [sys.executable, script, "out", "jem-avatars", "--dataset", data, "--num-images", "8", "--output", "zoo"]

@@ -1,47 +1,66 @@
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
-from jem_hf import AttributeTensors
+from jem_hf import JemImageProcessor
 from jem_hf.cards import write_card
+from jem_hf.cli import app
 from jem_hf.evaluation import (
+    classification_accuracy_score,
+    compare_prediction,
     evaluate,
     evaluate_energy,
+    evaluate_prediction,
     evaluate_requests,
+    held_out_combinations,
     novel_combinations,
     predict,
+    requests_by_kind,
     seen_requests,
+    validation_part,
+    zero_shot_recognition,
 )
+from jem_hf.evaluation_generation import evaluate_distances, evaluate_diversity
+from jem_hf.feature_network import load_feature_network
 from jem_hf.report import write_report
 
 
-class ReadsCorner:
-    """An oracle that is always right about images whose first pixels hold their labels."""
-
-    def predict(self, images):
-        images = images if images.dtype == torch.uint8 else ((images + 1) * 127.5).round().to(torch.uint8)
-        return images[:, 0, 0, :3].long()
-
-
-def write_labels(labels):
-    images = torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8)
-    images[:, 0, 0, :3] = labels.to(torch.uint8)
-    return images
-
-
 def test_request_bounds_by_hand():
-    labels = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
-    real = AttributeTensors(write_labels(labels), labels, ["A", "B", "C"])
+    real = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
     requests = torch.tensor([[1, -1, 1], [0, 1, -1]] * 200)
-    drawn = write_labels(torch.tensor([[1, 0, 0], [0, 1, 1]] * 200)) / 127.5 - 1
-    report = evaluate_requests(drawn, requests, real, ReadsCorner())
+    seen = torch.tensor([[1, 0, 0], [0, 1, 1]] * 200)
+    report = evaluate_requests(seen, requests, real, real, ["A", "B", "C"])
     assert report["agreement"] == pytest.approx(3 / 4)
-    assert report["all_right"] == pytest.approx(1 / 2)
+    assert report["all_right"] == report["all_right_of_ceiling"] == pytest.approx(1 / 2)
     assert report["ceiling"] == report["ceiling_all_right"] == 1
     assert report["floor"] == pytest.approx(1 / 2, abs=0.05)
     assert report["floor_all_right"] == pytest.approx((1 / 2 + 1 / 4) / 2, abs=0.06)
+    assert report["share"] == pytest.approx((3 / 4 - report["floor"]) / (1 - report["floor"]))
+    assert "per_attribute" not in report
+
+
+def test_agreement_per_attribute_beside_an_oracle_that_errs():
+    labels = torch.tensor([[1, 0], [0, 1]] * 100)
+    oracle_sees = labels.clone()
+    oracle_sees[:, 1] = 1  # right in half the images
+    drawn = torch.tensor([[1, 0], [1, 1]] * 100)
+    report = evaluate_requests(drawn, labels, oracle_sees, labels, ["A", "B"])
+    first, second = report["per_attribute"]["A"], report["per_attribute"]["B"]
+    assert first["agreement"] == 0.5 and first["ceiling"] == 1 and first["floor"] == pytest.approx(0.5, abs=0.1)
+    assert second == {"agreement": 1.0, "ceiling": 0.5, "floor": 0.5}
+    assert report["ceiling"] == 0.75
+
+
+def test_bounds_are_none_where_no_real_image_matches():
+    labels = torch.tensor([[0, 0], [0, 1]])
+    report = evaluate_requests(torch.ones(4, 2).long(), torch.ones(4, 2).long(), labels, labels, ["A", "B"])
+    assert report["agreement"] == 1 and report["ceiling"] is report["share"] is report["all_right_of_ceiling"] is None
+    assert "ceiling" not in report["per_attribute"]["A"]
 
 
 def test_novel_combinations_are_those_never_in_training():
@@ -62,51 +81,158 @@ def test_seen_requests_are_pairs_and_triples_of_real_rows():
     assert ((requests > 0).sum(1) >= 1).float().mean() > 0.9
 
 
-def test_energy_auroc_of_a_model_that_likes_dark_images(model):
-    images = torch.full((20, 3, 8, 8), 10, dtype=torch.uint8)
+def test_held_out_combinations_come_from_the_config_first(config):
+    labels = (torch.rand(200, 3, generator=torch.Generator().manual_seed(0)) < 0.5).long()
+    both = labels[:, [0, 2]].all(1)
+    assert held_out_combinations(config, labels[~both], labels[both]).tolist() == [[1, -1, 1]]
+    config.novel_combinations = [{"Smiling": False, "Hair": "red"}, {"Hat": True}]
+    assert held_out_combinations(config, labels, labels).tolist() == [[0, 2, -1], [-1, -1, 1]]
+
+
+def test_requests_by_kind():
+    test = torch.tensor([[0, 1, 1], [1, -1, 0], [1, 1, 0]])
+    novel = torch.tensor([[1, 0, 1]])
+    held_out = torch.tensor([[1, 0, -1], [-1, 0, 1], [0, 0, 0]])
+    requests = requests_by_kind(test, novel, held_out, num=16)
+    assert requests["full"][0].tolist() == [[0, 1, 1], [1, 1, 0]] and requests["full_novel"][0].tolist() == [[1, 0, 1]]
+    assert requests["novel"][0].tolist() == [[1, 0, -1]] * 8 + [[-1, 0, 1]] * 8
+    assert requests["seen"][0].shape == (16, 3)
+    assert {kind: split for kind, (_, split) in requests.items()} == {
+        "full": "test", "seen": "test", "full_novel": "novel", "novel": "novel",
+    }  # fmt: skip
+    assert set(requests_by_kind(test[:2], None, held_out[:0], num=16)) == {"full", "seen"}
+    assert not requests_by_kind(torch.tensor([[-1, 1, -1]]), None, held_out[:0], num=16)
+
+
+def test_validation_part(tensors):
+    part, validation = validation_part({"train": tensors})
+    assert (len(part), len(validation)) == (43, 5)
+    rows = torch.cat([part.images, validation.images]).flatten(1).sum(1)
+    assert sorted(rows.tolist()) == sorted(tensors.images.flatten(1).sum(1).tolist())
+    other = tensors.subset(slice(0, 4))
+    assert validation_part({"train": tensors, "valid": other}) == (tensors, other)
+
+
+def test_zero_shot_recognition_by_hand():
+    p = torch.tensor([[[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]], [[0.5, 0.5], [0.5, 0.5], [0.1, 0.9]]])
+    labels = torch.tensor([[0, 1, 0], [0, 0, 1], [0, 1, 1], [1, 0, 0], [0, -1, 0]])
+    combinations = torch.tensor([[0, 1, -1], [0, -1, 1]])
+    # .9 * .8 against .9 * .6; then .5 * .5 against .5 * .9; then both match, none, unknown
+    report = zero_shot_recognition(p[[0, 1, 0, 0, 0]].log(), labels, combinations)
+    assert report == {"accuracy": 1.0, "chance": 0.5, "most_frequent": 0.5, "num_images": 2}
+    assert zero_shot_recognition(p[[1, 0]].log(), labels[:2], combinations)["accuracy"] == 0
+    assert zero_shot_recognition(p[:1].log(), labels[3:4], combinations) is None
+    assert zero_shot_recognition(p.log(), labels[:2], combinations[:1]) is None
+
+
+def test_comparison_of_a_model_with_itself_and_its_calibration(model, tensors):
+    test = tensors.subset(slice(0, 30))
+    report, curves = compare_prediction(model, model, tensors, test, num_resamples=20)
+    metrics, curve = evaluate_prediction(model, test.images, test.labels)
+    raw = report["baselines"]["classifier"]
+    assert raw == report["prediction"] and metrics == {key: raw[key] for key in metrics}
+    np.testing.assert_equal(curves["classifier"][0], curve)
+    scaled = report["baselines"]["classifier_temperature"]
+    assert scaled["accuracy"] == raw["accuracy"] and scaled["nll"] != raw["nll"]
+    low, high = raw["intervals"]["nll"]
+    assert low < raw["nll"] < high
+    assert report["comparison"]["nll"]["difference"] == pytest.approx(raw["nll"] - scaled["nll"])
+    assert report["comparison"]["accuracy"]["difference"] == 0
+    assert set(report["comparison"]) == {"accuracy", "ap", "nll", "ece"}
+
+
+def test_energy_auroc_of_a_constant_energy(model):
+    images = torch.full((6, 3, 8, 8), 10, dtype=torch.uint8)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
     report = evaluate_energy(model, images)
-    assert report["upside_down"]["auroc"] == 0.5  # constant energy tells nothing apart
-    assert set(report) == {"noise", "noisy", "blurred", "upside_down"}
+    assert set(report) == {"noise", "one_colour", "noisy", "blurred", "upside_down", "avatars"}
+    assert all(value["auroc"] == 0.5 for value in report.values())
+    assert "avatars" not in evaluate_energy(model, images, num_avatars=0)
+    model.config.attributes = ["Smiling", "Hat", "Bald"]
+    assert "avatars" not in evaluate_energy(model, images)  # it knows them
+
+
+def test_energy_auroc_of_a_model_that_likes_dark_images(model, monkeypatch):
+    def dark(pixel_values):
+        return -20 * pixel_values.mean((1, 2, 3))[:, None, None].expand(-1, 3, 3)
+
+    monkeypatch.setattr(model, "attribute_logits", dark)
+    images = torch.randint(10, (20, 3, 8, 8), dtype=torch.uint8)
+    report = evaluate_energy(model, images, num_avatars=0)
+    assert report["noise"]["auroc"] == report["one_colour"]["auroc"] == 1
+    assert report["upside_down"]["auroc"] == pytest.approx(0.5, abs=0.01)
 
 
 def test_predict_scales_like_the_image_processor(model, tensors):
-    probabilities, log_p = predict(model, tensors.images, batch_size=7)
+    logits, log_p = predict(model, tensors.images, batch_size=7)
     expected = model(tensors.images.float() / 127.5 - 1)
-    np.testing.assert_allclose(probabilities, expected.attribute_logits.softmax(-1).detach(), atol=1e-6)
+    torch.testing.assert_close(logits, expected.attribute_logits.detach())
     np.testing.assert_allclose(log_p, -expected.energy.detach(), atol=1e-5)
+    brighter = predict(model, tensors.images, change=lambda x: x + 0.1)[0]
+    torch.testing.assert_close(brighter, model(tensors.images / 127.5 - 0.9).attribute_logits.detach())
+
+
+def test_real_images_as_samples_are_as_far_and_as_varied_as_real_ones(config, tensors, tmp_path):
+    network = load_feature_network(tensors, config.num_values, num_epochs=1, cache_dir=tmp_path)
+    images, groups = tensors.images[:20], torch.arange(20) // 4
+    pixels = images / 127.5 - 1
+    report = evaluate_distances(pixels, images, network, network.extract(tensors.images))
+    for distance in report.values():
+        assert distance["samples"] == pytest.approx(distance["real"], rel=1e-3) and distance["blurred"] is not None
+    report = evaluate_diversity(pixels, groups, images[:8], groups[:8], network)
+    for kind in ("features", "pixels"):
+        assert report[kind]["samples"] == pytest.approx(report[kind]["real"], rel=1e-4)
+    first = pixels[:4].flatten(1) / 2
+    expected = np.mean([(first[i] - first[j]).square().mean().sqrt() for i in range(4) for j in range(i)])
+    report = evaluate_diversity(pixels, groups, images[:4], groups[:4], network)
+    assert report["pixels"]["real"] == pytest.approx(expected)
+    assert evaluate_diversity(pixels, groups, images, groups + 5, network) is None
+
+
+def test_classification_accuracy_score_of_a_model_that_draws_the_real_images(model, tensors, tmp_path, monkeypatch):
+    """Drawn for the labels of the training images, in their order, real images score as they do."""
+    real = tensors.images[torch.randperm(48, generator=torch.Generator().manual_seed(5678))[:32]]
+    monkeypatch.setattr(model, "generate", lambda rows, generator: (real[: len(rows)] / 127.5 - 1, rows))
+    score = classification_accuracy_score(model, tensors, tensors, 32, num_epochs=1, cache_dir=tmp_path)
+    assert score["num_images"] == 32 and score["samples"] == score["real"]
+    assert 0 < score["real"]["accuracy"] < 1
 
 
 def test_whole_report_card_and_pictures(model, tensors, tmp_path):
-    splits = {"train": tensors, "test": tensors.subset(slice(0, 30)), "novel": tensors.subset(slice(30, 48))}
+    model.config.novel_combinations = [{"Smiling": False, "Hair": "red"}, {"Smiling": True, "Hat": True}]
+    splits = {"train": tensors, "test": tensors.subset(slice(0, 30)), "novel": tensors.subset(slice(20, 48))}
     stages = {}
+    settings = dict(num_images=16, num_resamples=5, classifier_epochs=1, oracle_epochs=1, feature_epochs=1)
+    settings["cache_dir"] = tmp_path
     report, pictures = evaluate(
-        model,
-        splits,
-        num_images=16,
-        classifier_epochs=1,
-        oracle_epochs=1,
-        cache_dir=tmp_path,
-        progress=lambda stage, done, total: stages.update({stage: done / total}),
+        model, splits, progress=lambda stage, done, total: stages.update({stage: done / total}), **settings
     )
     keys = {"accuracy", "f1_macro", "f1_micro", "ap", "auroc", "nll", "brier", "ece"}
     assert keys <= report["prediction"].keys() and keys <= report["baselines"]["classifier"].keys()
     bounds = {"agreement", "all_right", "floor", "ceiling", "num_images"}
     assert bounds <= report["generation"]["full"].keys() and bounds <= report["generation"]["seen"].keys()
     assert all(0 <= value["auroc"] <= 1 for value in report["energy"].values())
-    assert stages == dict.fromkeys(
-        ["baseline classifier", "oracle", "drawing full", "drawing seen", "drawing full_novel"], 1.0
+    assert {"share", "per_attribute", "frechet_distance", "kernel_distance"} <= report["generation"]["full"].keys()
+    assert report["generation"]["seen"]["diversity"].keys() == {"features", "pixels"}
+    assert set(report["baselines"]) == {"classifier", "classifier_temperature", "classifier_attribute_scaling"}
+    assert report["generation"]["classification_accuracy_score"]["num_images"] == 48
+    assert report["zero_shot"]["combinations"] == ["~Smiling & Hair=red", "Smiling & Hat"]
+    assert pictures["samples"]["novel"][1].unique(dim=0).tolist() == [[0, 2, -1], [1, -1, 1]]
+    names = (
+        "baseline classifier; oracle; feature network; drawing full; drawing seen; drawing full_novel; drawing novel; "
+        "drawing a training set; classifier of samples; classifier of real"
     )
-    again, _ = evaluate(model, splits, num_images=16, classifier_epochs=1, oracle_epochs=1, cache_dir=tmp_path)
+    assert stages == dict.fromkeys(names.split("; "), 1.0)
+    again, _ = evaluate(model, splits, **settings)
     assert again == report  # helpers come from the cache, chains from their seeds
 
     write_report(report, pictures, tmp_path / "out", model.config)
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
     markdown = (tmp_path / "out" / "report.md").read_text()
     assert f"{report['prediction']['ece']:.4f}" in markdown
-    for name in ("reliability.png", "samples-full.png", "samples-seen.png"):
+    for name in ("reliability.png", "samples-full.png", "samples-seen.png", "samples-novel.png", "nearest.png"):
         assert (tmp_path / "out" / name).stat().st_size > 1000
 
     from huggingface_hub import ModelCard
@@ -121,7 +247,45 @@ def test_whole_report_card_and_pictures(model, tensors, tmp_path):
 
 
 def test_prediction_only(model, tensors, tmp_path):
-    report, _ = evaluate(
-        model, {"train": tensors, "test": tensors}, prediction_only=True, classifier_epochs=1, cache_dir=tmp_path
+    report, pictures = evaluate(
+        model,
+        {"train": tensors, "validation": tensors.subset(slice(0, 9)), "test": tensors},
+        prediction_only=True,
+        num_resamples=5,
+        classifier_epochs=1,
+        cache_dir=tmp_path,
     )
-    assert "generation" not in report and "energy" not in report
+    assert set(report) == {"num_images", "num_parameters", "prediction", "baselines", "comparison"}
+    assert [path.name for path in tmp_path.iterdir()] == ["classifiers"]
+    write_report(report, pictures, tmp_path / "out", model.config)
+
+
+def test_the_command_keeps_out_what_was_kept_out_of_training(model, tmp_path, monkeypatch):
+    """Told by the config alone: the data has no split "novel"."""
+    monkeypatch.setenv("JEM_HF_CACHE", str(tmp_path / "cache"))
+    combinations = [{"Smiling": False, "Hair": "red"}, {"Smiling": True, "Hat": True}]
+    model.config.novel_combinations = combinations
+    model.save_pretrained(tmp_path / "model")
+    JemImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}).save_pretrained(
+        tmp_path / "model"
+    )
+    rng = np.random.default_rng(0)
+    for split, num in (("train", 60), ("test", 40)):
+        columns = {
+            "image": [Image.fromarray(pixels) for pixels in rng.integers(256, size=(num, 8, 8, 3), dtype=np.uint8)],
+            "Smiling": rng.random(num) < 0.5,
+            "Hair": rng.integers(3, size=num),
+            "Hat": rng.random(num) < 0.5,
+        }
+        features = {name: datasets.Value("bool") for name in ("Smiling", "Hat")}
+        features |= {"image": datasets.Image(), "Hair": datasets.ClassLabel(names=["black", "blond", "red"])}
+        rows = datasets.Dataset.from_dict(columns, features=datasets.Features({key: features[key] for key in columns}))
+        (tmp_path / "data").mkdir(exist_ok=True)
+        rows.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    arguments = ["evaluate", tmp_path / "model", "--dataset", tmp_path / "data", "--prediction-only", "--json"]
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["zero_shot"]["combinations"] == ["~Smiling & Hair=red", "Smiling & Hat"]
+    assert report["num_images"] < 40
+    assert report["zero_shot"]["num_images"] > 40 - report["num_images"]  # those of train are among them

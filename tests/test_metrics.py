@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, f1_score, log_loss, roc_auc_score
-from torchmetrics.functional.classification import binary_calibration_error
+from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from jem_hf.metrics import (
     expected_calibration_error,
@@ -96,6 +97,67 @@ def test_hand_worked_reliability_curve_holds_confidence_one():
     assert curve["confidence"][[7, 9]] == pytest.approx([0.75, 1.0])
     assert np.isnan(curve["accuracy"][:7]).all()
     assert expected_calibration_error(curve) == pytest.approx((2 * 0.25 + 3 * (1 / 3)) / 5)
+
+
+def test_ece_equals_torchmetrics_over_the_values_of_an_attribute(data):
+    probabilities, labels = (torch.tensor(x[:, 1]) for x in data)
+    expected = multiclass_calibration_error(probabilities, labels, num_classes=3, n_bins=15, ignore_index=-1)
+    row = prediction_metrics(*data, ["hat", "hair"])["per_attribute"]["hair"]
+    assert row["ece"] == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_ece_positive_equals_torchmetrics_over_all_positive_classes(data):
+    def expected(*pairs):
+        p, y = (torch.tensor(np.concatenate(column)) for column in zip(*pairs))
+        return pytest.approx(binary_calibration_error(p, y.int(), n_bins=15, norm="l1").item(), abs=1e-6)
+
+    probabilities, labels = data
+    keep = labels >= 0
+    hat = (probabilities[keep[:, 0], 0, 1], labels[keep[:, 0], 0] == 1)
+    hair = [(probabilities[keep[:, 1], 1, v], labels[keep[:, 1], 1] == v) for v in range(3)]
+    result = prediction_metrics(probabilities, labels, ["hat", "hair"])
+    assert result["per_attribute"]["hat"]["ece_positive"] == expected(hat)
+    assert result["per_attribute"]["hair"]["ece_positive"] == expected(*hair)
+    assert result["ece_positive"] == expected(hat, *hair)
+
+
+def test_bins_of_equal_mass_equal_scikit_learns_quantiles():
+    rng = np.random.default_rng(2)
+    p = rng.random(500) ** 3
+    y = (rng.random(500) < p).astype(int)
+    curve = reliability_curve(binary(p[:, None]), y[:, None], num_bins=7, equal_mass=True, positive=True)
+    frequency, confidence = calibration_curve(y, p, n_bins=7, strategy="quantile")
+    assert curve["accuracy"] == pytest.approx(frequency) and curve["confidence"] == pytest.approx(confidence)
+    assert curve["count"].max() - curve["count"].min() <= 1
+    assert (curve["edges"][0], curve["edges"][-1]) == (p.min(), p.max())
+
+
+def test_bins_of_equal_mass_do_not_part_equal_confidences():
+    p = binary([[0.6], [0.7], [0.8], [1.0], [1.0], [1.0], [1.0], [1.0]])
+    labels = np.array([[1], [0], [1], [1], [1], [1], [1], [0]])
+    curve = reliability_curve(p, labels, num_bins=4, equal_mass=True)
+    assert curve["count"].tolist() == [2, 1, 0, 5]
+    assert curve["accuracy"][[0, 1, 3]] == pytest.approx([1 / 2, 1, 4 / 5])
+    result = prediction_metrics(p, labels, ["a"], num_bins=4)
+    assert result["ece_equal_mass"] == pytest.approx((2 * 0.15 + 1 * 0.2 + 5 * 0.2) / 8)
+
+
+def test_positive_and_top_label_errors_differ_by_hand():
+    # Both are said with .9 and one is right; the class that always comes is said with .9 and .1.
+    result = prediction_metrics(binary([[0.9], [0.1]]), np.array([[1], [1]]), ["a"])
+    assert result["ece"] == pytest.approx(0.9 - 0.5)
+    assert result["ece_positive"] == pytest.approx((0.1 + 0.9) / 2)
+
+
+@pytest.mark.parametrize("name", ["ece", "ece_equal_mass", "ece_positive"])
+def test_calibration_errors_of_calibrated_probabilities_are_small(name):
+    # A bin of n pairs is off by sqrt(p (1 - p) / n) <= .5 / sqrt(n); fifteen bins of 60,000 pairs by less than .008.
+    rng = np.random.default_rng(3)
+    p = rng.random((20_000, 3))
+    labels = (rng.random(p.shape) < p).astype(int)
+    names = list("abc")
+    assert prediction_metrics(binary(p), labels, names)[name] < 0.008
+    assert prediction_metrics(binary(p**2 / (p**2 + (1 - p) ** 2)), labels, names)[name] > 0.08
 
 
 def test_certain_and_wrong_is_finite_and_json():

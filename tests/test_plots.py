@@ -82,6 +82,14 @@ def test_one_panel_a_model(tmp_path):
         assert one.height == two.height and two.width > 1.7 * one.width
 
 
+def test_more_than_three_models_stand_in_two_rows(tmp_path):
+    curve = reliability_curve(np.full((10, 1, 2), 0.5), np.zeros((10, 1), dtype=int), equal_mass=True)
+    for names in ("abc", "abcde"):
+        reliability_diagram({name: (curve, 0.5) for name in names}, tmp_path / f"{names}.png")
+    with Image.open(tmp_path / "abc.png") as three, Image.open(tmp_path / "abcde.png") as five:
+        assert five.width == three.width and five.height > 1.8 * three.height
+
+
 def test_matplotlib_is_imported_only_to_draw_and_never_its_global_state(tmp_path):
     code = (
         "import sys, numpy as np; from jem_hf import plots; assert 'matplotlib' not in sys.modules;"

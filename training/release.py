@@ -11,7 +11,7 @@ from pathlib import Path
 from jem_hf.cards import document
 from jem_hf.image_processing_jem import JemImageProcessor
 from jem_hf.modeling_jem import JemModel
-from jem_hf.recipes import load_recipe, load_splits
+from jem_hf.recipes import load_evaluation_splits, load_recipe
 
 
 def main():
@@ -19,6 +19,7 @@ def main():
     parser.add_argument("run", type=Path, help="folder that jem-hf train wrote")
     parser.add_argument("recipe", help="the recipe it was trained by")
     parser.add_argument("--dataset", help="where the data is, if not where the recipe says")
+    parser.add_argument("--cost", help="what training took, if not as long as the last entry of its log says")
     parser.add_argument("--num-images", type=int, default=512)
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "model_cards")
     args = parser.parse_args()
@@ -29,13 +30,16 @@ def main():
     folder = args.output / recipe.card["name"]
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    source = {"name_or_path": args.dataset or recipe.card["dataset"]}
-    splits, _ = load_splits(source, processor, model.config.attributes)
-    history = json.loads((args.run / "trainer_state.json").read_text())["log_history"]
-    runtime = next(entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry)
-    cost = f"It took {runtime / 60:.0f} minutes on {os.cpu_count()} cores."
+    splits = load_evaluation_splits(args.dataset or recipe.card["dataset"], processor, model.config)
+    cost = args.cost or _cost(args.run)
     report = document(model, splits, folder, recipe.card, args.recipe, cost, num_images=args.num_images)
     print(json.dumps({key: report[key] for key in ("prediction", "generation", "energy")}, indent=2))
+
+
+def _cost(run: Path) -> str:
+    history = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    runtime = next(entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry)
+    return f"It took {runtime / 60:.0f} minutes on {os.cpu_count()} cores."
 
 
 if __name__ == "__main__":
