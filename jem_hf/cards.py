@@ -1,17 +1,20 @@
 """Model cards: the README.md of a checkpoint, whose front matter declares the model to the zoo and the Hub."""
 
+import re
+import shutil
+from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .configuration_jem import JemConfig
 from .evaluation import evaluate
+from .hub_jem import TASK, describe_files
 from .modeling_jem import JemModel
 from .pipeline_jem import AttributeConditionalGenerationPipeline
 from .plots import image_grid
 from .report import tables, write_report
 
-TASK = "attribute-conditional-generation"
 TITLES = {
     ("prediction", "accuracy"): ("image-classification", "Accuracy over attributes"),
     ("prediction", "ece"): ("image-classification", "Expected calibration error"),
@@ -32,13 +35,11 @@ combination of them, and gives every pair of image and attributes an energy. Met
 Data" (arXiv 2108.04227), with a warm-up by Equilibrium Matching (arXiv 2510.02300), as
 [jem_hf](https://pypi.org/project/jem_hf) implements them.
 
-![Images drawn by the model](samples.png)
-
-```python
+{samples}```python
 import jem_hf
 from transformers import pipeline
 
-generate = pipeline("{task}", model=jem_hf.JemModel.from_pretrained("{name}"))
+generate = pipeline("{task}", model=jem_hf.JemModel.from_pretrained("{path}"))
 images = generate("{example}", num_images=4)
 ```
 
@@ -50,21 +51,31 @@ Attributes: {attributes}.
 
 ## How it was trained
 
-`jem-hf train {recipe}`. {cost}
+{training}
+
+Made with {versions}.
 
 ## Results
 
-`{evaluation}` prints these numbers. The oracle that judges
-generated images is a residual network of another architecture and seed, trained on the real images; *floor* is its
-agreement with real images taken without regard to the request, *ceiling* with real images that carry the requested
-labels.
-
-{tables}
+{results}
 
 ## Limits
 
 {limits}
+
+{hand_written}
 """
+
+MEASURED = """\
+`{evaluation}` prints these numbers. The oracle that judges
+generated images is a residual network of another architecture and seed, trained on the real images; *floor* is its
+agreement with real images taken without regard to the request, *ceiling* with real images that carry the requested
+labels. More is in [report.md](report.md) and [report.json](report.json).
+
+{tables}"""
+
+BEGIN, END = "<!-- hand-written: kept when the card is written anew -->", "<!-- end of hand-written -->"
+PACKAGES = ("torch", "transformers", "timm")
 
 
 def document(
@@ -101,8 +112,8 @@ def write_card(
     report: dict,
     *,
     name: str,
-    recipe: str,
-    dataset: str,
+    recipe: str | None,
+    dataset: str | None,
     requests: list[str] = ("",),
     data: str = "",
     limits: str = "It draws what its training data shows, at its resolution, and no more.",
@@ -111,19 +122,31 @@ def write_card(
     license: str = "apache-2.0",
     license_name: str | None = None,
     license_link: str | None = None,
+    repo_id: str | None = None,
+    revision: str = "main",
+    dataset_name: str | None = None,
 ) -> Path:
     """
-    Write `README.md`: front matter (`model-index` with the numbers of `report`, recipe, dataset) and text.
+    Write `README.md`: front matter (all that the zoo knows of a model) and text.
+
+    What stands between the markers at its end is kept. Of paths that exist here the last part alone is told.
 
     Args:
-        report: from [`evaluate`].
-        recipe: name or path for `jem-hf train`.
-        dataset: name or path for `jem-hf evaluate`.
+        folder: of the checkpoint, complete: the card has the hashes of its files.
+        report: from [`evaluate`]; "num_parameters" alone, or with "prediction", where no more was measured.
+        recipe: name or path for `jem-hf train`, if there is one.
+        dataset: name or path for `jem-hf evaluate`, if known.
         requests: what the rows of `samples.png` show; the first is the example.
         data, limits, cost: text about them; `cost` follows the training command.
         evaluation: the command that prints the numbers, if not `jem-hf evaluate`.
         license, license_name, license_link: as the Hub has them; the last two for a license "other".
+        dataset_name: what `dataset` is called beside the numbers, where it is only a part of it.
+        repo_id, revision: where on the Hub the model is, if it is there.
     """
+    from . import __version__  # a clone that is not installed has no other
+
+    folder, path = Path(folder), name
+    name, recipe, dataset = (each and _without_folders(each) for each in (name, recipe, dataset))
     card_data = ModelCardData(
         model_name=name,
         license=license,
@@ -132,13 +155,19 @@ def write_card(
         library_name="transformers",
         pipeline_tag="unconditional-image-generation",
         tags=[TASK, "image-classification", "energy-based-model", "jem"],
-        eval_results=_eval_results(report, dataset),
+        eval_results=_eval_results(report, dataset or "unknown", dataset_name) or None,
+        name=name,
+        repo_id=repo_id,
+        revision=revision if repo_id else None,
         recipe=recipe,
         dataset=dataset,
         attributes=config.attributes,
         image_size=config.image_size,
         num_parameters=report["num_parameters"],
+        files=describe_files(folder),
     )
+    evaluation = evaluation or f"jem-hf evaluate {name} --dataset {dataset}"
+    training = f"`jem-hf train {recipe}`. {cost}" if recipe else cost or "This card does not know."
     body = BODY.format(
         name=name,
         num_attributes=len(config.attributes),
@@ -147,19 +176,75 @@ def write_card(
         task=TASK,
         example=requests[0] or config.attributes[0],
         attributes=", ".join(config.attributes),
-        data=data.strip() or f"`{dataset}`.",
-        recipe=recipe,
-        cost=cost,
-        evaluation=evaluation or f"jem-hf evaluate {name} --dataset {dataset}",
-        tables=tables(report),
+        data=data.strip() or (f"`{dataset}`." if dataset else "This card does not know."),
+        path=path,
+        samples="![Images drawn by the model](samples.png)\n\n" if (folder / "samples.png").is_file() else "",
+        training=training.strip(),
+        versions=", ".join([f"jem_hf {__version__}", *(f"{package} {version(package)}" for package in PACKAGES)]),
+        results=_results(report, evaluation),
         limits=limits.strip(),
+        hand_written=_hand_written(folder / "README.md"),
     )
-    path = Path(folder) / "README.md"
-    ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n{body}").save(path)
-    return path
+    ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n{body}").save(folder / "README.md")
+    return folder / "README.md"
 
 
-def _eval_results(report: dict, dataset: str) -> list[EvalResult]:
+def write_draft(folder: str | Path, model: JemModel, name: str) -> Path:
+    """The card of a model of which no more is known than what it is."""
+    return write_card(
+        folder, model.config, {"num_parameters": model.num_parameters()}, name=name, recipe=None, dataset=None
+    )
+
+
+def write_training_card(folder: str | Path, trainer) -> None:
+    """
+    The card of a checkpoint that a [`JemTrainer`] has just saved, from what it knows; `trainer.card` has more of it.
+
+    A card that declares the very weights in the folder stays: it may know more.
+    """
+    folder, args, logs = Path(folder), trainer.args, trainer.state.log_history
+    if (folder / "README.md").is_file():
+        declared = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.get("files") or []
+        weights = [each for each in describe_files(folder) if each["path"].endswith(".safetensors")]
+        if all(each in declared for each in weights):
+            return
+    grids = sorted(Path(args.output_dir).glob("samples-*.png"), key=lambda path: path.stat().st_mtime)
+    if grids:
+        shutil.copyfile(grids[-1], folder / "samples.png")
+    metrics = next((log for log in reversed(logs) if "eval_accuracy" in log), {})
+    names = ("accuracy", "f1_macro", "f1_micro", "ap", "auroc", "nll", "brier", "ece")
+    report = {
+        "num_parameters": trainer.model.num_parameters(),
+        "prediction": {name: metrics[f"eval_{name}"] for name in names if f"eval_{name}" in metrics},
+    }
+    cost = f"Objective `{args.objective}`, {trainer.state.global_step} steps of {args.train_batch_size} images."
+    names = {"name": args.hub_model_id or args.output_dir, "recipe": None, "dataset": None}
+    card = {name: value for name, value in trainer.card.items() if name != "requests"}
+    write_card(folder, trainer.model.config, report, cost=cost, **{**names, **card})
+
+
+def _without_folders(name: str) -> str:
+    """A path of this machine is nobody else's business."""
+    return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
+
+
+def _hand_written(path: Path) -> str:
+    """The part of an existing card between the markers, with them; empty in a new one."""
+    text = path.read_text() if path.is_file() else ""
+    match = re.search(f"{re.escape(BEGIN)}.*?{re.escape(END)}", text, re.DOTALL)
+    return match[0] if match else f"{BEGIN}\n{END}"
+
+
+def _results(report: dict, evaluation: str) -> str:
+    if "baselines" in report:
+        return MEASURED.format(evaluation=evaluation, tables=tables(report))
+    if report.get("prediction"):
+        rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in report["prediction"].items())
+        return f"Prediction of the attributes, measured while training:\n\n| | |\n| --- | ---: |\n{rows}"
+    return "Not measured yet: `jem-hf evaluate` does it."
+
+
+def _eval_results(report: dict, dataset: str, dataset_name: str | None = None) -> list[EvalResult]:
     results = []
     for (section, key), (task, title) in TITLES.items():
         value = report.get(section, {}).get(key)
@@ -170,7 +255,7 @@ def _eval_results(report: dict, dataset: str) -> list[EvalResult]:
                 EvalResult(
                     task_type=task,
                     dataset_type=dataset,
-                    dataset_name=dataset,
+                    dataset_name=dataset_name or dataset,
                     dataset_split="test",
                     metric_type=key,
                     metric_name=title,

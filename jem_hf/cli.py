@@ -180,6 +180,11 @@ def evaluate(
         Optional[int],  # noqa: UP045
         typer.Option(min=0, help="Images drawn to train a classifier on; default: 4 times --num-images."),
     ] = None,
+    split_file: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="JSON file of row indices that the model was trained by (its recipe's split_file)."),
+    ] = None,
+    on_error: Annotated[str, typer.Option(help="What to do with a broken image: raise or skip.")] = "raise",
     output: Output = None,
     as_json: Json = False,
 ):
@@ -187,7 +192,7 @@ def evaluate(
     from .recipes import load_evaluation_splits
 
     network, processor = _load_with_processor(model)
-    splits = load_evaluation_splits(dataset, processor, network.config)
+    splits = load_evaluation_splits(dataset, processor, network.config, split_file=split_file, on_error=on_error)
     for name in ("train", split):
         if name not in splits:
             raise ValueError(f"{dataset!r} has no split {name!r}; it has {', '.join(splits)}")
@@ -247,12 +252,13 @@ def _print_report(report: dict, as_json: bool) -> None:
 @clear_errors
 def models(
     name: Annotated[Optional[str], typer.Argument(help="One model, whole.")] = None,  # noqa: UP045
+    filter: Annotated[Optional[str], typer.Option(help="A pattern, tag, attribute, dataset or recipe.")] = None,  # noqa: UP045
     as_json: Json = False,
 ):
     """The zoo, from its cards."""
     from .zoo import list_models, model_info
 
-    infos = [model_info(each) for each in ([name] if name else list_models())]
+    infos = [model_info(each) for each in ([name] if name else list_models(filter))]
     if as_json:
         entries = [{"name": info.name, "trained": info.is_trained, **info.card} for info in infos]
         return _print_json(entries[0] if name else entries)
@@ -261,7 +267,29 @@ def models(
     for info in infos:
         size = f"{info.card['image_size']}x{info.card['image_size']}"
         trained = "trained" if info.is_trained else "recipe only"
-        typer.echo(f"{info.name:20} {size:8} {len(info.card['attributes']):3} attributes  {trained}")
+        attributes = f"{len(info.card['attributes']):3} attributes" if info.card.get("attributes") else ""
+        typer.echo(f"{info.name:20} {size:8} {attributes:14}  {trained}")
+
+
+@app.command()
+@clear_errors
+def push(
+    model: Model,
+    repo_id: Annotated[str, typer.Argument(help="Where on the Hub: user/name, or a name in your own namespace.")],
+    private: Annotated[Optional[bool], typer.Option("--private", help="Make a private repo.")] = None,  # noqa: UP045
+    revision: Annotated[Optional[str], typer.Option(help="Branch, made where there is none.")] = None,  # noqa: UP045
+    message: Annotated[Optional[str], typer.Option(help="What the history says.")] = None,  # noqa: UP045
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose the change, write nothing.")] = False,
+    as_json: Json = False,
+):
+    """Upload a model to the Hub: weights, image processor, code that loads it anywhere, and its card."""
+    with contextlib.redirect_stdout(sys.stderr):
+        commit = _load_model(model).push_to_hub(
+            repo_id, private=private, revision=revision, commit_message=message, create_pr=create_pr
+        )
+    if as_json:
+        return _print_json({"repo_id": commit.repo_url.repo_id, "commit": commit.oid, "url": commit.pr_url or commit})
+    typer.echo(commit.pr_url or commit)
 
 
 @app.command()

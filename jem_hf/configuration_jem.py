@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .zoo import FromZoo
+from .hub_jem import IS_REMOTE_CODE, OnHub
 
 BINARY = ["False", "True"]
 CHOICES = {
@@ -22,7 +22,7 @@ def nearest_name(name: str, names) -> str:
 
 
 @strict
-class JemConfig(FromZoo, PreTrainedConfig):
+class JemConfig(OnHub, PreTrainedConfig):
     r"""
     What a [`JemModel`] is: its network, its images, its attributes and how it samples by default.
 
@@ -58,6 +58,7 @@ class JemConfig(FromZoo, PreTrainedConfig):
             treatment of free attributes.
     """
 
+    checkpoint_files = ("config.json",)
     model_type = "jem"
     has_no_defaults_at_init = True
 
@@ -86,6 +87,9 @@ class JemConfig(FromZoo, PreTrainedConfig):
         kwargs["id2label"] = dict(enumerate(self.label_names))
         kwargs["label2id"] = {name: i for i, name in enumerate(self.label_names)}
         kwargs.pop("num_labels", None)
+        if not IS_REMOTE_CODE:  # what is installed takes no code, and asks for no trust in any
+            kwargs.pop("auto_map", None)
+            kwargs.pop("custom_pipelines", None)
         self.problem_type = "multi_label_classification"
         super().__post_init__(**kwargs)
 

@@ -5,16 +5,17 @@ from PIL import Image
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling
 
-from .zoo import FromZoo
+from .hub_jem import PROCESSOR_AUTO_MAP, OnHub, save_code, update_json
 
 
-class JemImageProcessor(FromZoo, TorchvisionBackend):
+class JemImageProcessor(OnHub, TorchvisionBackend):
     """
     Resizes the shorter side, crops the centre and scales pixels to [-1, 1].
 
     A `shortest_edge` above the crop's size zooms in: aligned CelebA faces fill the frame at 1.25 times.
     """
 
+    checkpoint_files = ("preprocessor_config.json",)
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_STANDARD_MEAN
     image_std = IMAGENET_STANDARD_STD
@@ -26,6 +27,19 @@ class JemImageProcessor(FromZoo, TorchvisionBackend):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+
+    def save_pretrained(self, save_directory, *, code: bool = True, **kwargs):
+        """Save `preprocessor_config.json` and, unless `code` is False, what makes it work without `jem_hf`."""
+        saved = super().save_pretrained(save_directory, **kwargs)
+        if code:
+            save_code(save_directory)
+            update_json(saved[0], {"auto_map": PROCESSOR_AUTO_MAP})
+        return saved
+
+    def to_dict(self):
+        content = super().to_dict()
+        content.pop("auto_map", None)  # names code: of the folder that it was loaded from
+        return content
 
     @staticmethod
     def to_pil(pixel_values: torch.Tensor) -> list[Image.Image]:

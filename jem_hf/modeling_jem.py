@@ -1,6 +1,7 @@
 """The joint energy-based model."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -9,9 +10,12 @@ from transformers.utils import ModelOutput
 from .backbone_jem import create_backbone, init_non_persistent_buffers
 from .configuration_jem import CHOICES, JemConfig, nearest_name
 from .heads_jem import HEADS, cross_entropy, log_joint, log_marginal
+from .hub_jem import AUTO_MAP, CUSTOM_PIPELINES, OnHub, copy_documents, save_code, source_folder, update_json
+from .image_processing_jem import JemImageProcessor
 from .label_prior_jem import PairwiseLabelPrior
 from .sampling_jem import ChainSettings, flow_settings, initial_noise, run_chain
-from .zoo import FromZoo
+
+PUSH_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr")
 
 
 @dataclass
@@ -34,7 +38,7 @@ class JemOutput(ModelOutput):
     attribute_logits: torch.Tensor | None = None
 
 
-class JemModel(FromZoo, PreTrainedModel):
+class JemModel(OnHub, PreTrainedModel):
     """
     One energy over images and attributes, `E(x, y) = -sum_k f_k(x)[y_k]` (Kelly et al. 2021, arXiv 2108.04227).
 
@@ -43,6 +47,7 @@ class JemModel(FromZoo, PreTrainedModel):
     """
 
     config_class = JemConfig
+    checkpoint_files = ("config.json", "model.safetensors")
     base_model_prefix = "jem"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -60,6 +65,31 @@ class JemModel(FromZoo, PreTrainedModel):
 
     def _init_weights(self, module):
         init_non_persistent_buffers(module)  # and nothing else: timm and torch have initialised the rest
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, *, code: bool = True, **kwargs):
+        """Save weights and config and, unless `code` is False, what makes them work without `jem_hf`."""
+        push = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
+        to_hub = kwargs.pop("push_to_hub", False)
+        super().save_pretrained(save_directory, is_main_process, **kwargs)
+        if code and is_main_process:
+            save_code(save_directory)
+            update_json(
+                Path(save_directory) / "config.json", {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
+            )
+        if to_hub and is_main_process:
+            self.push_to_hub(push.pop("repo_id", Path(save_directory).name), token=kwargs.get("token"), **push)
+
+    def _add_documents(self, folder: Path) -> None:
+        """The image processor; card and report, where the weights are still those that they speak of."""
+        source = source_folder(self)
+        if source is not None:
+            copy_documents(source, folder)
+        if source is not None and (source / "preprocessor_config.json").is_file():
+            processor = JemImageProcessor.from_pretrained(source)
+        else:
+            size = self.config.image_size
+            processor = JemImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+        processor.save_pretrained(folder)
 
     def attribute_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """f(x), float32 of shape (B, K, V), from images (B, C, H, W) in [-1, 1]."""

@@ -22,6 +22,7 @@ class AttributeConditionalGenerationPipeline(Pipeline):
 
     _load_processor = False
     _load_image_processor = False
+    _load_video_processor = False
     _load_feature_extractor = False
     _load_tokenizer = False
 
@@ -55,6 +56,14 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         size = batch_size or self._batch_size or 1
         batches = [tuple(requests[i : i + size]) for i in range(0, len(requests), size)]
         return [images for batch in super().__call__(batches, batch_size=1, **kwargs) for images in batch]
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Save the model, with all that this pipeline needs to be loaded from there."""
+        self.model.save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id, **kwargs):
+        """Upload the model, see [`JemModel.push_to_hub`]."""
+        return self.model.push_to_hub(repo_id, **kwargs)
 
     def _sanitize_parameters(self, num_images=None, seed=None, generator=None, return_tensors=None, **chain_arguments):
         for name in chain_arguments:

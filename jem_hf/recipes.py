@@ -28,7 +28,9 @@ DATASET_FIELDS = (
 EVALUATION_SPLITS = ("validation", "valid", "test")
 DEFAULT_SPLIT = {"kind": "random", "seed": 0, "test": 0.1}
 PATHS = ("output_dir", "name_or_path", "cache_dir", "split_file")
-CARD_FIELDS = "name dataset license license_name license_link requests data limits".split()
+CARD_FIELDS = (
+    "name repo_id revision dataset dataset_name evaluation license license_name license_link requests data limits"
+).split()
 PROCESSOR_FIELDS = ["size", "crop_size", "resample", "do_center_crop"]
 MODEL_FIELDS = [
     name
@@ -164,9 +166,13 @@ def load_splits(dataset: dict, processor: JemImageProcessor, attributes=None, va
     return encoded, found
 
 
-def load_evaluation_splits(name_or_path: str, processor: JemImageProcessor, config: JemConfig) -> dict:
-    """Splits as `load_splits` gives them, as a model wants them: its attributes, and its novel combinations apart."""
-    dataset = {"name_or_path": name_or_path}
+def load_evaluation_splits(name_or_path: str, processor: JemImageProcessor, config: JemConfig, **dataset) -> dict:
+    """
+    Splits as `load_splits` gives them, as a model wants them: its attributes, and its novel combinations apart.
+
+    `dataset` has further fields of that section of a recipe.
+    """
+    dataset = {"name_or_path": name_or_path, **dataset}
     if config.novel_combinations:
         dataset["novel"] = config.novel_combinations
     return load_splits(dataset, processor, config.attributes, config.attribute_values)[0]

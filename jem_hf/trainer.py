@@ -8,10 +8,13 @@ from dataclasses import replace
 from itertools import islice
 
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from timm.optim import Muon
 from torch.optim.swa_utils import AveragedModel
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import HubStrategy
+from transformers.utils.hub import PushInProgress
 
 from .augmentation import augment, random_shift
 from .heads_jem import cross_entropy, log_joint
@@ -56,6 +59,7 @@ class JemTrainer(Trainer):
         self.ema = AveragedModel(self.model, multi_avg_fn=self._average)
         self.ema.requires_grad_(False)
         self.buffer = None
+        self.card = {}  # what `cards.write_card` is told: name, dataset, recipe, licence, ...
         self._log_values, self._log_images, self._log_time = defaultdict(list), 0, time.time()
         self.add_callback(_StepCallback(self))
 
@@ -248,6 +252,68 @@ class JemTrainer(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict or self.ema.module.state_dict())
+        if self.args.should_save:
+            self._write_card(output_dir or self.args.output_dir)
+
+    def _write_card(self, folder):
+        from .cards import write_training_card  # heavy
+
+        write_training_card(folder, self)
+
+    # The Hub: what is pushed is what `JemModel.push_to_hub` pushes, never arguments, logs or a template of a card
+
+    def create_model_card(self, *args, **kwargs):
+        """Write the card of `output_dir`, unless there is one of these weights."""
+        if self.is_world_process_zero():
+            self._write_card(self.args.output_dir)
+
+    def push_to_hub(
+        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
+    ):
+        """Save, and upload model, image processor, code and card; see `Trainer`. Returns the commit, or a Future."""
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        return self._push(self.args.output_dir, commit_message, blocking, token, revision)
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        strategy = self.args.hub_strategy
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        if not self.args.hub_always_push and self.push_in_progress is not None and not self.push_in_progress.is_done():
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        message = f"Training in progress, step {self.state.global_step}"
+        jobs = [self._push(checkpoint_folder, message, blocking=False)]
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            name = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else os.path.basename(checkpoint_folder)
+            jobs.append(
+                HfApi(token=self.args.hub_token).upload_folder(
+                    repo_id=self.hub_model_id,
+                    folder_path=checkpoint_folder,
+                    path_in_repo=name,
+                    commit_message=f"{message}, checkpoint",
+                    revision=self.args.hub_revision,
+                    ignore_patterns=["training_args.bin"],
+                    run_as_future=True,
+                )
+            )
+        self.push_in_progress = PushInProgress(jobs)
+
+    def _push(self, folder, commit_message, blocking, token=None, revision=None):
+        arguments = dict(
+            commit_message=commit_message,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+        )
+        model = JemModel.from_pretrained(folder)
+        if blocking:
+            return model.push_to_hub(self.hub_model_id, **arguments)
+        return HfApi().run_as_future(model.push_to_hub, self.hub_model_id, **arguments)
 
     def _save_optimizer_and_scheduler(self, output_dir):
         os.makedirs(output_dir, exist_ok=True)  # ranks other than the first may be here before it is

@@ -2,13 +2,17 @@
 
 import os
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import ModelCard
 
+from .hub_jem import OnHub, file_hash
+
 _HERE = Path(__file__).resolve().parent
 CARDS = next((path for path in (_HERE / "model_cards", _HERE.parent / "model_cards") if path.is_dir()), None)
 DEFAULT_MODEL = "jem-avatars"
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -21,12 +25,47 @@ class ZooModel:
 
     @property
     def is_trained(self) -> bool:
-        return (self.folder / "model.safetensors").is_file()
+        """Whether there are weights, here or at the card's Hub repo."""
+        return (self.folder / WEIGHTS).is_file() or (self.is_on_hub and WEIGHTS in self.files)
+
+    @property
+    def is_on_hub(self) -> bool:
+        return bool(self.card.get("repo_id"))
+
+    @property
+    def files(self) -> dict[str, dict]:
+        """`size` and `sha256` that the card declares, by path."""
+        return {entry["path"]: entry for entry in self.card.get("files", [])}
+
+    def check(self, *paths: str) -> None:
+        """Compare files with the card. Raises `OSError` where one is not what its hash says."""
+        for path in paths or self.files:
+            if path in self.files and file_hash(self.folder / path) != self.files[path]["sha256"]:
+                raise OSError(
+                    f"{self.folder / path} is not the file that the card of {self.name!r} declares: its SHA-256 is "
+                    "another one; install jem_hf again, or load a changed copy by its folder"
+                )
 
 
-def list_models() -> list[str]:
-    """Names of the models in the zoo."""
-    return sorted(path.parent.name for path in CARDS.glob("*/README.md")) if CARDS else []
+def list_models(filter: str | list[str] | None = None) -> list[str]:
+    """
+    Names of the models in the zoo.
+
+    Args:
+        filter: what they must be: a name or pattern such as `"jem-*"`, a tag, an attribute, or the dataset, recipe or
+            licence of the card; of a list all.
+    """
+    names = sorted(path.parent.name for path in CARDS.glob("*/README.md")) if CARDS else []
+    filters = [filter] if isinstance(filter, str) else filter or []
+    return [name for name in names if all(_matches(name, each) for each in filters)]
+
+
+def _matches(name: str, filter: str) -> bool:
+    if fnmatch(name, filter):
+        return True
+    card = model_info(name).card
+    declared = [card.get(key) for key in ("dataset", "recipe", "license", "pipeline_tag")]
+    return filter in declared + card.get("tags", []) + card.get("attributes", [])
 
 
 def model_info(name: str) -> ZooModel:
@@ -37,23 +76,42 @@ def model_info(name: str) -> ZooModel:
     return ZooModel(name, folder, ModelCard.load(folder / "README.md").data.to_dict())
 
 
-def resolve(name_or_path: str | os.PathLike) -> str:
-    """The folder of a zoo model; folders and Hub ids as they are."""
-    name = str(name_or_path)
+def resolve(name_or_path: str | os.PathLike, files=(WEIGHTS,), kwargs: dict | None = None) -> tuple[str, dict]:
+    """
+    Where a model is: a folder, the folder of a zoo model, the Hub repo of its card, or a Hub id as it is.
+
+    Args:
+        files: what is wanted of it; compared with the hashes of the card.
+        kwargs: of `from_pretrained`.
+
+    Returns:
+        Folder or Hub id, and the arguments for it: the card's revision, if none is given.
+
+    Raises:
+        ValueError: a model of the zoo that has no weights yet.
+        OSError: a file that is not what the card declares.
+    """
+    name, kwargs = os.fspath(name_or_path), kwargs or {}
     if os.path.isdir(name) or name not in list_models():
-        return name
+        return name, kwargs
     model = model_info(name)
-    if not model.is_trained:
-        recipe = model.card.get("recipe", f"training/recipes/{name}.yaml")
-        raise ValueError(
-            f"{name!r} is declared in the zoo but has no weights yet: train it with jem-hf train {recipe}"
-        )
-    return str(model.folder)
+    if all((model.folder / path).is_file() for path in files):
+        model.check(*files)
+        return str(model.folder), kwargs
+    if model.is_trained:
+        return model.card["repo_id"], {"revision": model.card.get("revision"), **kwargs}
+    recipe = model.card.get("recipe", name)
+    raise ValueError(
+        f"{name!r} is declared in the zoo but has no weights yet: train it with jem-hf train {recipe}, "
+        "and load the folder that it writes"
+    )
 
 
-class FromZoo:
-    """Mixin: `from_pretrained` takes names of the zoo too."""
+def _write_card(folder, model, name):
+    from .cards import write_draft  # heavy
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        return super().from_pretrained(resolve(pretrained_model_name_or_path), *args, **kwargs)
+    write_draft(folder, model, name=name)
+
+
+OnHub.resolve = staticmethod(resolve)
+OnHub.write_card = staticmethod(_write_card)

@@ -79,7 +79,9 @@ def seconds_a_step(settings: dict, splits: dict, output_dir: Path) -> float:
     times = []
     for _ in range(8):
         start = time.perf_counter()
-        trainer.training_step(trainer.model, dict(batch))
+        with trainer.compute_loss_context_manager():
+            loss = trainer.compute_loss(trainer.model, batch)
+        loss.backward()
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
         trainer.ema.update_parameters(trainer.model)

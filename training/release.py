@@ -28,8 +28,8 @@ def main():
     model = JemModel.from_pretrained(args.run)
     processor = JemImageProcessor.from_pretrained(args.run)
     folder = args.output / recipe.card["name"]
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    model.save_pretrained(folder, code=False)
+    processor.save_pretrained(folder, code=False)
     splits = load_evaluation_splits(args.dataset or recipe.card["dataset"], processor, model.config)
     cost = args.cost or _cost(args.run)
     report = document(model, splits, folder, recipe.card, args.recipe, cost, num_images=args.num_images)

@@ -1,0 +1,202 @@
+"""Up to the Hub and back over HTTP: the real client in a process of its own, a Hub on loopback."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from hub_client import environment, jem_hf, python
+from hub_server import HubServer
+from huggingface_hub import ModelCard
+
+from jem_hf import JemConfig, JemImageProcessor, JemModel
+from jem_hf.cards import BEGIN, write_card
+from jem_hf.hub_jem import CODE
+
+REPO = "alice/tiny"
+PUSH = """
+import jem_hf
+model = jem_hf.JemModel.from_pretrained("checkpoint")
+result["first"] = model.push_to_hub("tiny", commit_message="The first", private=True).oid
+result["again"] = model.push_to_hub("alice/tiny").oid
+result["branch"] = model.push_to_hub("alice/tiny", revision="v2").oid
+with torch.no_grad():
+    next(model.parameters()).add_(1)
+result["pull"] = model.push_to_hub("alice/tiny", create_pr=True).pr_revision
+result["images"] = digest(jem_hf.AttributeConditionalGenerationPipeline(
+    jem_hf.JemModel.from_pretrained("checkpoint"))("Smiling & Hair=red", num_images=3, seed=7))
+"""
+LOAD = """
+from transformers import AutoModel, pipeline
+generate = pipeline("attribute-conditional-generation", model="alice/tiny", **trust)
+result["images"] = digest(generate("Smiling & Hair=red", num_images=3, seed=7))
+result["sum"] = sum(p.double().sum().item() for p in AutoModel.from_pretrained("alice/tiny", **trust).parameters())
+"""
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """A Hub to which alice has pushed a model; `pushed` is what her process said."""
+    folder = tmp_path_factory.mktemp("hub")
+    config = JemConfig(
+        attributes=["Smiling", "Hair", "Hat"],
+        attribute_values={"Hair": ["black", "blond", "red"]},
+        backbone_kwargs={"width": 4, "hidden_size": 8},
+        image_size=8,
+        num_inference_steps=4,
+    )
+    model = JemModel(config).eval()
+    model.save_pretrained(folder / "checkpoint")
+    size = {"size": {"shortest_edge": 10}, "crop_size": {"height": 8, "width": 8}}
+    JemImageProcessor(**size).save_pretrained(folder / "checkpoint")
+    report = {"num_parameters": model.num_parameters(), "prediction": {"accuracy": 0.8125, "ece": 0.01}}
+    card = write_card(folder / "checkpoint", config, report, name="tiny", recipe=None, dataset=str(folder))
+    card.write_text(card.read_text().replace(BEGIN, f"{BEGIN}\nWritten by hand."))
+    (folder / "checkpoint" / "training_args.bin").write_bytes(b"private")
+    with HubServer() as server:
+        env = environment(folder / "home", server.url, "hf_alice")
+        pushed = python(PUSH, folder, env)
+        weight = sum(p.double().sum().item() for p in model.parameters())
+        yield SimpleNamespace(server=server, folder=folder, env=env, pushed=pushed, sum=weight)
+
+
+def test_push(hub):
+    repo = hub.server.repos[REPO]
+    assert repo.private
+    assert repo.messages == ["initial commit", "The first", *2 * ["Upload JemModel"]]  # of the branch, the proposal
+    assert hub.pushed["again"] == hub.pushed["first"] == repo.refs["main"]
+    assert (
+        hub.pushed["branch"] == repo.refs["v2"]
+        and 'revision="v2"' in hub.server.files(REPO, "v2")["README.md"].decode()
+    )
+    assert (
+        hub.server.files(REPO, hub.pushed["pull"])["model.safetensors"] != hub.server.files(REPO)["model.safetensors"]
+    )
+    files = hub.server.files(REPO)
+    names = {"README.md", "config.json", "preprocessor_config.json", "model.safetensors", ".gitattributes"}
+    assert set(files) - {".gitattributes"} == names - {".gitattributes"} | {f"{name}.py" for name in CODE}
+    assert json.loads(files["preprocessor_config.json"])["size"] == {"shortest_edge": 10}
+    texts = [content for name, content in files.items() if not name.endswith((".safetensors", ".py"))]
+    assert not any(str(hub.folder).encode() in text for text in texts)
+
+
+def test_the_card_that_was_pushed_is_ours(hub):
+    text = hub.server.files(REPO)["README.md"].decode()
+    card = ModelCard(text)
+    assert card.data.repo_id == REPO and card.data.revision == "main"
+    assert card.data.eval_results[0].metric_value == 0.8125
+    assert {each["path"] for each in card.data.files} >= {"model.safetensors", "config.json"}
+    assert "Written by hand." in text
+    assert 'pipeline("attribute-conditional-generation", model="alice/tiny", trust_remote_code=True)' in text
+    proposed = hub.server.files(REPO, hub.pushed["pull"])["README.md"].decode()
+    assert proposed == text  # other weights: their numbers are not known, and the card there stays
+
+
+@pytest.mark.parametrize("without_jem_hf", [True, False])
+def test_round_trip(hub, tmp_path, without_jem_hf):
+    env = environment(tmp_path, hub.server.url, "hf_alice")
+    start = "trust = {'trust_remote_code': True}" if without_jem_hf else "import jem_hf\ntrust = {}"
+    result = python(f"{start}\n{LOAD}", tmp_path, env, without_jem_hf)
+    assert result["images"] == hub.pushed["images"]
+    assert result["sum"] == hub.sum
+
+
+def test_trouble_on_the_way(hub, tmp_path):
+    """A line that breaks half way, a damaged file, names that are not there; then no network at all."""
+    env = environment(tmp_path, hub.server.url, "hf_alice")
+    script = """
+    import jem_hf
+    def error(load):
+        try:
+            load()
+        except (OSError, ValueError) as e:
+            return f"{type(e).__name__}: {e}"
+    model = jem_hf.JemModel.from_pretrained("alice/tiny", revision="v2")
+    result["sum"] = sum(p.double().sum().item() for p in model.parameters())
+    result["damaged"] = error(lambda: jem_hf.JemImageProcessor.from_pretrained("alice/tiny"))
+    result["again"] = error(lambda: jem_hf.JemImageProcessor.from_pretrained("alice/tiny"))
+    result["repo"] = error(lambda: jem_hf.JemModel.from_pretrained("alice/nothing"))
+    result["revision"] = error(lambda: jem_hf.JemModel.from_pretrained("alice/tiny", revision="v9"))
+    """
+    script = "\n".join(line.removeprefix("    ") for line in script.splitlines())
+    hub.server.cut.add("model.safetensors")
+    hub.server.corrupt.add("preprocessor_config.json")
+    result = python(script, tmp_path, env)
+    hub.server.corrupt.clear()
+    assert not hub.server.cut and result["sum"] == hub.sum
+    assert "not what the Hub's hash says" in result["damaged"] and "alice/tiny" in result["damaged"]
+    assert "not what the Hub's hash says" in result["again"]  # nothing wrong was kept, and it still came damaged
+    assert "alice/nothing" in result["repo"] and "v9" in result["revision"]
+    script = (
+        script[: script.index('result["damaged"]')]
+        + 'result["repo"] = error('
+        + (
+            'lambda: jem_hf.JemModel.from_pretrained("alice/nothing"))\n'
+            'result["zoo"] = jem_hf.JemModel.from_pretrained("jem-avatars").config.image_size'
+        )
+    )
+    for env in (environment(tmp_path, hub.server.url, offline=True), environment(tmp_path, "http://127.0.0.1:9")):
+        before = len(hub.server.requests)
+        result = python(script, tmp_path, env)
+        assert result["sum"] == hub.sum and result["zoo"] == 32
+        assert result["repo"].startswith("OSError") and "cached files" in result["repo"]
+        assert len(hub.server.requests) == before
+
+
+def test_push_of_a_folder_by_command(hub, tmp_path):
+    shutil.copytree(hub.folder / "checkpoint", tmp_path / "mine")
+    (tmp_path / "mine" / "README.md").unlink()
+    env = environment(tmp_path / "home", hub.server.url, "hf_alice")
+    answers = []
+    for _ in range(2):
+        run = jem_hf("push", "mine", "alice/mine", "--message", "Mine", "--json", cwd=tmp_path, env=env)
+        answers.append(json.loads(run.stdout))
+    assert answers[0] == answers[1] and answers[0]["repo_id"] == "alice/mine"
+    assert hub.server.repos["alice/mine"].messages == ["initial commit", "Mine"]
+    text = hub.server.files("alice/mine")["README.md"].decode()
+    lines = [line for line in text.split("```python\n")[1].split("```")[0].splitlines() if line]
+    assert len(lines) == 3  # an import, and the reader's two lines
+    result = python(
+        "\n".join(lines) + '\nresult["n"] = len(images)', tmp_path, environment(tmp_path / "reader", hub.server.url),
+        without_jem_hf=True,
+    )  # fmt: skip
+    assert result["n"] == 4
+
+
+def test_a_token_that_is_refused(hub, tmp_path):
+    env = environment(tmp_path, hub.server.url, "hf_expired")
+    run = jem_hf("push", hub.folder / "checkpoint", "alice/other", cwd=tmp_path, env=env, code=2)
+    lines = [line for line in run.stderr.splitlines() if line.startswith("jem-hf:")]
+    assert len(lines) == 1 and "401" in lines[0] and "Traceback" not in run.stderr
+    assert "alice/other" not in hub.server.repos
+
+
+def test_trainer_pushes_model_and_card(hub, tmp_path):
+    script = """
+import jem_hf
+torch.manual_seed(0)
+config = jem_hf.JemConfig.from_pretrained(FOLDER)
+data = jem_hf.AttributeTensors(torch.randint(256, (16, 3, 8, 8), dtype=torch.uint8),
+    torch.stack([torch.randint(0, v, (16,)) for v in config.num_values], 1), config.attributes)
+args = jem_hf.JemTrainingArguments(output_dir="run", max_steps=2, per_device_train_batch_size=8, use_cpu=True,
+    push_to_hub=True, hub_model_id="alice/trained", hub_strategy="every_save", save_steps=1, eval_strategy="steps",
+    eval_steps=1, disable_tqdm=True, sample_grid=2, hub_always_push=True)
+trainer = jem_hf.JemTrainer(model=jem_hf.JemModel(config), args=args, train_dataset=data, eval_dataset=data,
+    processing_class=jem_hf.JemImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}))
+trainer.card = {"dataset": "avatars", "recipe": "quickstart"}
+trainer.train()
+result["oid"] = trainer.push_to_hub().oid
+result["again"] = trainer.push_to_hub().oid
+result["sum"] = sum(p.double().sum().item() for p in trainer.ema.module.parameters())
+"""
+    env = environment(tmp_path / "home", hub.server.url, "hf_alice")
+    result = python(f"FOLDER = {str(hub.folder / 'checkpoint')!r}\n{script}", tmp_path, env)
+    assert result["oid"] == result["again"]
+    files = hub.server.files("alice/trained")
+    assert "model.safetensors" in files and "samples.png" in files and "pipeline_jem.py" in files
+    assert not {name for name in files if "args" in name or "state" in name or name.startswith(("samples-", "check"))}
+    assert "Training in progress, step 1" in hub.server.repos["alice/trained"].messages
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.repo_id == "alice/trained" and card.data.recipe == "quickstart"
+    assert 0 <= card.data.eval_results[0].metric_value <= 1
+    assert str(tmp_path) not in card.content
