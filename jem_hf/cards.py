@@ -119,7 +119,7 @@ def write_card(
     limits: str = "It draws what its training data shows, at its resolution, and no more.",
     cost: str = "",
     evaluation: str = "",
-    license: str = "apache-2.0",
+    license: str | None = None,
     license_name: str | None = None,
     license_link: str | None = None,
     repo_id: str | None = None,

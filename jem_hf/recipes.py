@@ -45,6 +45,7 @@ class Recipe:
     All that makes a checkpoint.
 
     Args:
+        name (`str`): What `jem-hf train` knows it by.
         dataset (`dict`): Arguments of `load_attribute_dataset`.
         image_processor (`dict`): Arguments of `JemImageProcessor`.
         model (`dict`): Fields of `JemConfig`; the attributes come from the data.
@@ -52,6 +53,7 @@ class Recipe:
         card (`dict`): What the model card says of it, see `cards.write_card`.
     """
 
+    name: str
     dataset: dict = field(default_factory=dict)
     image_processor: dict = field(default_factory=dict)
     model: dict = field(default_factory=dict)
@@ -102,7 +104,7 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, str] | None = Non
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a recipe: it has no sections {', '.join(_sections())}")
-    recipe = Recipe()
+    recipe = Recipe(path.stem)
     for section, fields in content.items():
         if section not in _sections():
             raise ValueError(f"{path}: unknown section {section!r}{nearest_name(str(section), list(_sections()))}")
@@ -216,13 +218,15 @@ def make_trainer(recipe: Recipe, splits: dict, values: dict, processor: JemImage
         **{"image_size": next(iter(splits["train"]))["pixel_values"].shape[-1], **recipe.model},
     )
     torch.manual_seed(args.seed)
-    return JemTrainer(
+    trainer = JemTrainer(
         model=JemModel(config),
         args=args,
         train_dataset=splits["train"],
         eval_dataset=next((splits[name] for name in EVALUATION_SPLITS if name in splits), None),
         processing_class=processor,
     )
+    trainer.card = {"recipe": recipe.name, "dataset": recipe.dataset.get("name_or_path", "avatars")}
+    return trainer
 
 
 def _novel_combinations(novel, splits, attributes) -> list[dict]:

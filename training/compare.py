@@ -117,8 +117,8 @@ def main():
 
     recipe = load_recipe("celeba-32", {"name_or_path": args.dataset})
     splits, _ = load_splits(recipe.dataset, JemImageProcessor(**recipe.image_processor))
-    print("| training | steps | " + " | ".join(COLUMNS) + " |")
-    print("|---|" + "---:|" * (1 + len(COLUMNS)))
+    print("| training | minutes | steps | " + " | ".join(COLUMNS) + " |")
+    print("|---|" + "---:|" * (2 + len(COLUMNS)))
     for name, settings in ROWS.items():
         folder = args.output / name.replace(" ", "-").replace(",", "")
         file = folder / "result.json"
@@ -127,7 +127,7 @@ def main():
             file.write_text(json.dumps(result))
         result = json.loads(file.read_text())
         cells = [f"{column(result):.4g}" for column in COLUMNS.values()]
-        print(f"| {name} | {result['steps']} | " + " | ".join(cells) + " |", flush=True)
+        print(f"| {name} | {result['minutes']:.1f} | {result['steps']} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
