@@ -7,8 +7,11 @@ Every row trains the network of the recipe celeba-32 for the same time, its step
 import argparse
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
+
+from transformers import TrainerCallback
 
 from jem_hf.evaluation import evaluate
 from jem_hf.image_processing_jem import JemImageProcessor
@@ -61,32 +64,35 @@ COLUMNS = {
 
 
 CD_SHARE = 0.4
+QUIET = {"eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "sample_grid": 0}
 
 
 def recipe_of(settings: dict, output_dir: Path, **training):
     """The recipe celeba-32 with the settings of a row."""
     recipe = load_recipe("celeba-32")
-    for name, value in {**settings, **training, "output_dir": str(output_dir), "sample_grid": 0}.items():
+    for name, value in {**settings, **training, "output_dir": str(output_dir)}.items():
         recipe.override(name, value)
     return recipe
 
 
-def seconds_a_step(settings: dict, splits: dict, output_dir: Path) -> float:
-    """Median time of a training step after the first two."""
-    trainer = make_trainer(recipe_of(settings, output_dir), splits, {})
-    trainer.create_optimizer()
-    batch = splits["train"][: trainer.args.per_device_train_batch_size]
-    times = []
-    for _ in range(8):
-        start = time.perf_counter()
-        with trainer.compute_loss_context_manager():
-            loss = trainer.compute_loss(trainer.model, batch)
-        loss.backward()
-        trainer.optimizer.step()
-        trainer.optimizer.zero_grad()
-        trainer.ema.update_parameters(trainer.model)
-        times.append(time.perf_counter() - start)
-    return median(times[2:])
+class StepTimes(TrainerCallback):
+    """When each training step ended."""
+
+    def __init__(self):
+        self.ends = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.ends.append(time.perf_counter())
+
+
+def seconds_a_step(settings: dict, splits: dict, output_dir: Path, num_steps: int = 12) -> float:
+    """Median time of a training step, the first half left out."""
+    times = StepTimes()
+    recipe = recipe_of(settings, output_dir, max_steps=num_steps, chain_free_steps=0, **QUIET)
+    trainer = make_trainer(recipe, splits, {})
+    trainer.add_callback(times)
+    trainer.train()
+    return median(end - start for start, end in pairwise(times.ends[num_steps // 2 - 1 :]))
 
 
 def run(settings: dict, splits: dict, output_dir: Path, minutes: float) -> dict:
@@ -97,13 +103,13 @@ def run(settings: dict, splits: dict, output_dir: Path, minutes: float) -> dict:
         steps["chain_free_steps"] = int((1 - CD_SHARE) * seconds / seconds_a_step({}, splits, output_dir))
         seconds *= CD_SHARE
     steps["max_steps"] = steps.get("chain_free_steps", 0) + int(seconds / seconds_a_step(settings, splits, output_dir))
-    limits = {"max_minutes": 1.1 * minutes, "eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True}
-    trainer = make_trainer(recipe_of(settings, output_dir, **steps, **limits), splits, {})
+    recipe = recipe_of(settings, output_dir, max_minutes=1.1 * minutes, **steps, **QUIET)
+    trainer = make_trainer(recipe, splits, {})
     start = time.perf_counter()
     trainer.train()
     spent = (time.perf_counter() - start) / 60
     trainer.save_model()
-    report, pictures = evaluate(trainer.ema.module, splits, num_images=256, num_cas=0)
+    report, pictures = evaluate(trainer.ema.module, splits, num_images=192, num_cas=0)
     write_report(report, pictures, output_dir, trainer.model.config)
     return {"minutes": spent, "steps": trainer.state.global_step, **report}
 
