@@ -9,10 +9,11 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_jem import JemConfig
-from .data import AttributeTensors, encode_dataset, load_attribute_dataset
+from .data import load_attribute_dataset
 from .image_processing_jem import JemImageProcessor
 from .modeling_jem import JemModel, JemOutput
 from .pipeline_jem import AttributeConditionalGenerationPipeline
+from .tensors import AttributeStream, AttributeTensors, encode_dataset
 from .zoo import CARDS, DEFAULT_MODEL, list_models, model_info
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ PIPELINE_REGISTRY.register_pipeline(
 
 __all__ = [
     "AttributeConditionalGenerationPipeline",
+    "AttributeStream",
     "AttributeTensors",
     "JemConfig",
     "JemImageProcessor",

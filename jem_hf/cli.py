@@ -168,9 +168,13 @@ def predict(
             typer.echo(f"  {p:6.3f}  {name}")
 
 
-@app.command()
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Fields of a recipe's dataset can be set: --split_file split.json --on_error skip --binarised false.",
+)
 @clear_errors
 def evaluate(
+    context: typer.Context,
     model: Model,
     dataset: Annotated[str, typer.Option(help="avatars, a dataset id on the Hub, or a folder.")] = "avatars",
     split: Annotated[str, typer.Option(help="Split to test on.")] = "test",
@@ -180,11 +184,6 @@ def evaluate(
         Optional[int],  # noqa: UP045
         typer.Option(min=0, help="Images drawn to train a classifier on; default: 4 times --num-images."),
     ] = None,
-    split_file: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="JSON file of row indices that the model was trained by (its recipe's split_file)."),
-    ] = None,
-    on_error: Annotated[str, typer.Option(help="What to do with a broken image: raise or skip.")] = "raise",
     output: Output = None,
     as_json: Json = False,
 ):
@@ -192,7 +191,7 @@ def evaluate(
     from .recipes import load_evaluation_splits
 
     network, processor = _load_with_processor(model)
-    splits = load_evaluation_splits(dataset, processor, network.config, split_file=split_file, on_error=on_error)
+    splits = load_evaluation_splits(dataset, processor, network.config, _overrides(context.args))
     for name in ("train", split):
         if name not in splits:
             raise ValueError(f"{dataset!r} has no split {name!r}; it has {', '.join(splits)}")

@@ -7,15 +7,14 @@ import torch
 
 from .baseline import load_classifier
 from .evaluation_energy import evaluate_energy
-from .evaluation_generation import classification_accuracy_score, draw, evaluate_generation, evaluate_requests
+from .evaluation_generation import classification_accuracy_score, evaluate_generation
 from .evaluation_prediction import (
     compare_prediction,
-    evaluate_prediction,
     predict,
     validation_part,
     zero_shot_recognition,
 )
-from .evaluation_requests import held_out_combinations, novel_combinations, requests_by_kind, seen_requests
+from .evaluation_requests import held_out_combinations, requests_by_kind
 from .feature_network import load_feature_network
 from .modeling_jem import JemModel
 from .oracle import load_oracle
@@ -127,22 +126,3 @@ def _zero_shot(model: JemModel, classifier: JemModel, novel, held_out: torch.Ten
         return {}
     combinations = [format_request(row.tolist(), model.config) for row in held_out]
     return {"zero_shot": {**recognition, "classifier": baseline["accuracy"], "combinations": combinations}}
-
-
-__all__ = [
-    "classification_accuracy_score",
-    "compare_prediction",
-    "draw",
-    "evaluate",
-    "evaluate_energy",
-    "evaluate_generation",
-    "evaluate_prediction",
-    "evaluate_requests",
-    "held_out_combinations",
-    "novel_combinations",
-    "predict",
-    "requests_by_kind",
-    "seen_requests",
-    "validation_part",
-    "zero_shot_recognition",
-]

@@ -9,22 +9,16 @@ import os
 from collections.abc import Callable, Sequence
 
 import torch
-from safetensors.torch import load_file
 from timm.layers import ConvNormAct, SeparableConvNormAct
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .augmentation import augment, random_shift
-from .cache import cache_path, save_atomically
+from .attribute_network import BATCH_SIZE, SHIFT, AttributeReadout, load_or_learn
 from .image_processing_jem import to_pixels
-from .precision import has_native_bfloat16
 
 STEM_CHANNELS = 32
 STAGE_CHANNELS = (64, 96, 128)
-BATCH_SIZE = 64
 MAX_LEARNING_RATE = 5e-3
 WEIGHT_DECAY = 0.02
-SHIFT = 2
 # Part of the cache key: raise the revision when the network or its training changes in any other way.
 ARCHITECTURE = f"separable r1 {(STEM_CHANNELS, STAGE_CHANNELS, BATCH_SIZE, MAX_LEARNING_RATE, WEIGHT_DECAY, SHIFT)}"
 
@@ -48,17 +42,24 @@ class FeatureNetwork(nn.Module):
             layers.append(SeparableConvNormAct(channels, channels, 3, act_layer=nn.SiLU))
             width = channels
         self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.head = nn.Linear(width, len(num_values) * max(num_values))
-        lacking = torch.arange(max(num_values)) >= torch.tensor(num_values)[:, None]
-        self.register_buffer("lacking", lacking, persistent=False)
+        self.head = AttributeReadout(width, num_values)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, D) of images in [-1, 1] of shape (B, C, H, W), standardised over the training images."""
         features = self.layers(images.contiguous(memory_format=torch.channels_last)).float()
         return (features - self.mean) / self.std
+
+    def attribute_logits(self, images: Tensor) -> Tensor:
+        """Logits (B, K, V) of images in [-1, 1] of shape (B, C, H, W), for training."""
+        return self.head(self(images))
+
+    def standardise(self, images: Tensor) -> None:
+        """Bring the features over these images to mean 0 and standard deviation 1."""
+        features = self.extract(images)
+        self.mean.copy_(features.mean(0))
+        self.std.copy_(features.std(0).clamp(min=1e-6))
 
     @torch.inference_mode()
     def extract(self, images: Tensor, batch_size: int = 500) -> Tensor:
@@ -85,42 +86,16 @@ def load_feature_network(
         cache_dir: root of the cache; by default $JEM_HF_CACHE, else ~/.cache/jem_hf.
         progress: called after every training step with the steps done and the steps in all; never on a cache hit.
     """
-    settings = (ARCHITECTURE, tuple(num_values), seed, num_epochs)
-    path = cache_path("feature_networks", settings, (train.images, train.labels), cache_dir)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = FeatureNetwork(train.images.shape[1], train.images.shape[-1], num_values)
-        network.to("cuda" if torch.cuda.is_available() else "cpu")
-        if not path.exists():
-            _train(network, train.images, train.labels, num_epochs, progress)
-            features = network.extract(train.images)
-            network.mean.copy_(features.mean(0))
-            network.std.copy_(features.std(0).clamp(min=1e-6))
-            save_atomically(network.state_dict(), path)
-    network.load_state_dict(load_file(path))
-    return network.eval().requires_grad_(False)
-
-
-def _train(network: FeatureNetwork, images: Tensor, labels: Tensor, num_epochs: int, progress) -> None:
-    """AdamW with a one-cycle rate on the mean cross-entropy over the labels that are present."""
-    device = network.mean.device
-    total = num_epochs * -(-len(images) // BATCH_SIZE)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, MAX_LEARNING_RATE, total)
-    network.train()
-    done = 0
-    for _ in range(num_epochs):
-        for rows in torch.randperm(len(images)).split(BATCH_SIZE):
-            batch = to_pixels(random_shift(augment(images[rows].to(device), flip=True, blur=False), SHIFT))
-            with torch.autocast(device.type, torch.bfloat16, enabled=has_native_bfloat16(device)):
-                logits = network.head(network(batch)).float()
-            logits = logits.view(-1, *network.lacking.shape).masked_fill(network.lacking, -torch.inf)
-            targets = labels[rows].to(device).flatten()
-            loss = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=-1, reduction="sum")
-            optimizer.zero_grad()
-            (loss / (targets >= 0).sum().clamp(min=1)).backward()
-            optimizer.step()
-            schedule.step()
-            done += 1
-            if progress is not None:
-                progress(done, total)
+    return load_or_learn(
+        lambda: FeatureNetwork(train.images.shape[1], train.images.shape[-1], num_values),
+        train,
+        "feature_networks",
+        (ARCHITECTURE, tuple(num_values), seed, num_epochs),
+        seed=seed,
+        num_epochs=num_epochs,
+        max_learning_rate=MAX_LEARNING_RATE,
+        weight_decay=WEIGHT_DECAY,
+        finish=lambda network: network.standardise(train.images),
+        cache_dir=cache_dir,
+        progress=progress,
+    )

@@ -8,23 +8,17 @@ import os
 from collections.abc import Callable, Sequence
 
 import torch
-from safetensors.torch import load_file
 from timm.models.resnet import BasicBlock, downsample_avg
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from .augmentation import augment, random_shift
-from .cache import cache_path, save_atomically
+from .attribute_network import BATCH_SIZE, SHIFT, AttributeReadout, load_or_learn
 from .image_processing_jem import to_pixels
-from .precision import has_native_bfloat16
 
 STEM_CHANNELS = 16
 STAGE_CHANNELS = (48, 96, 192)
 DROPOUT = 0.3
-BATCH_SIZE = 64
 MAX_LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 0.05
-SHIFT = 2
 # Part of the cache key: raise the revision when the network or its training changes in any other way.
 ARCHITECTURE = (
     f"resnet r2 {(STEM_CHANNELS, STAGE_CHANNELS, DROPOUT, BATCH_SIZE, MAX_LEARNING_RATE, WEIGHT_DECAY, SHIFT)}"
@@ -54,15 +48,11 @@ class Oracle(nn.Module):
             width = channels
         # The place of a feature tells attributes apart (a hat from a collar), hence no pooling down to one place.
         self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(DROPOUT))
-        self.head = nn.Linear(16 * width, len(num_values) * max(num_values))
-        lacking = torch.arange(max(num_values)) >= torch.tensor(num_values)[:, None]
-        self.register_buffer("lacking", lacking, persistent=False)
-        self.to(memory_format=torch.channels_last)
+        self.head = AttributeReadout(16 * width, num_values)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def attribute_logits(self, images: Tensor) -> Tensor:
         """Logits (B, K, V) of images in [-1, 1] of shape (B, C, H, W), -inf at the values that an attribute lacks."""
-        logits = self.head(self.features(images.contiguous(memory_format=torch.channels_last))).float()
-        return logits.view(-1, *self.lacking.shape).masked_fill(self.lacking, -torch.inf)
+        return self.head(self.features(images.contiguous(memory_format=torch.channels_last)))
 
     @torch.inference_mode()
     def predict_proba(self, images: Tensor, batch_size: int = 500) -> Tensor:
@@ -76,7 +66,7 @@ class Oracle(nn.Module):
         """
         self.eval()
         device = self.head.weight.device
-        batches = [self(to_pixels(batch.to(device))) for batch in images.split(batch_size)]
+        batches = [self.attribute_logits(to_pixels(batch.to(device))) for batch in images.split(batch_size)]
         return torch.cat(batches).softmax(-1).cpu()
 
     def predict(self, images: Tensor) -> Tensor:
@@ -104,44 +94,19 @@ def load_oracle(
     Raises:
         ValueError: `num_values` does not fit the labels.
     """
-    images, labels = train.images, train.labels
-    if labels.shape[1] != len(num_values):
-        raise ValueError(f"{len(num_values)} numbers of values for labels of {labels.shape[1]} attributes")
-    if (labels.amax(0) >= torch.tensor(num_values)).any():
+    if train.labels.shape[1] != len(num_values):
+        raise ValueError(f"{len(num_values)} numbers of values for labels of {train.labels.shape[1]} attributes")
+    if (train.labels.amax(0) >= torch.tensor(num_values)).any():
         raise ValueError("a label lies outside the values of its attribute")
-    settings = (ARCHITECTURE, tuple(num_values), seed, num_epochs)
-    path = cache_path("oracles", settings, (images, labels), cache_dir)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        oracle = Oracle(images.shape[1], images.shape[-1], num_values)
-        if not path.exists():
-            oracle.to("cuda" if torch.cuda.is_available() else "cpu")
-            _train(oracle, images, labels, num_epochs, progress)
-            save_atomically(oracle.state_dict(), path)
-    oracle.load_state_dict(load_file(path))
-    return oracle.eval()
-
-
-def _train(oracle: Oracle, images: Tensor, labels: Tensor, num_epochs: int, progress) -> None:
-    """AdamW with a one-cycle rate on the mean cross-entropy over the labels that are present."""
-    device = oracle.head.weight.device
-    images, labels = images.to(device), labels.to(device)
-    total = num_epochs * -(-len(images) // BATCH_SIZE)
-    optimizer = torch.optim.AdamW(oracle.parameters(), weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, MAX_LEARNING_RATE, total)
-    oracle.train()
-    done = 0
-    for _ in range(num_epochs):
-        for rows in torch.randperm(len(images), device=device).split(BATCH_SIZE):
-            batch = to_pixels(random_shift(augment(images[rows], flip=True, blur=False), SHIFT))
-            with torch.autocast(device.type, torch.bfloat16, enabled=has_native_bfloat16(device)):
-                logits = oracle(batch)
-            targets = labels[rows].flatten()
-            loss = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=-1, reduction="sum")
-            optimizer.zero_grad()
-            (loss / (targets >= 0).sum().clamp(min=1)).backward()
-            optimizer.step()
-            schedule.step()
-            done += 1
-            if progress is not None:
-                progress(done, total)
+    return load_or_learn(
+        lambda: Oracle(train.images.shape[1], train.images.shape[-1], num_values),
+        train,
+        "oracles",
+        (ARCHITECTURE, tuple(num_values), seed, num_epochs),
+        seed=seed,
+        num_epochs=num_epochs,
+        max_learning_rate=MAX_LEARNING_RATE,
+        weight_decay=WEIGHT_DECAY,
+        cache_dir=cache_dir,
+        progress=progress,
+    )

@@ -115,8 +115,13 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, str] | None = Non
                 )
             getattr(recipe, section)[name] = _number(value)
     for name, value in (overrides or {}).items():
-        recipe.override(name, value if name in PATHS else _number(yaml.safe_load(value)))
+        recipe.override(name, _parse(name, value))
     return recipe
+
+
+def _parse(name: str, text: str):
+    """The value of a field that was given as text."""
+    return text if name in PATHS else _number(yaml.safe_load(text))
 
 
 def _number(value):
@@ -168,15 +173,25 @@ def load_splits(dataset: dict, processor: JemImageProcessor, attributes=None, va
     return encoded, found
 
 
-def load_evaluation_splits(name_or_path: str, processor: JemImageProcessor, config: JemConfig, **dataset) -> dict:
+def load_evaluation_splits(
+    name_or_path: str, processor: JemImageProcessor, config: JemConfig, overrides: dict[str, str] | None = None
+) -> dict:
     """
     Splits as `load_splits` gives them, as a model wants them: its attributes, and its novel combinations apart.
 
-    `dataset` has further fields of that section of a recipe.
+    Args:
+        overrides: further fields of the section "dataset" of a recipe, as text.
+
+    Raises:
+        ValueError: a field that the section does not have.
     """
-    dataset = {"name_or_path": name_or_path, **dataset}
+    dataset = {"name_or_path": name_or_path}
     if config.novel_combinations:
         dataset["novel"] = config.novel_combinations
+    for name, value in (overrides or {}).items():
+        if name not in DATASET_FIELDS:
+            raise ValueError(f"unknown field {name!r}{nearest_name(name, DATASET_FIELDS)}")
+        dataset[name] = _parse(name, value)
     return load_splits(dataset, processor, config.attributes, config.attribute_values)[0]
 
 

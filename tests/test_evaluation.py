@@ -10,22 +10,22 @@ from typer.testing import CliRunner
 from jem_hf import JemImageProcessor
 from jem_hf.cards import write_card
 from jem_hf.cli import app
-from jem_hf.evaluation import (
+from jem_hf.evaluation import evaluate
+from jem_hf.evaluation_energy import evaluate_energy
+from jem_hf.evaluation_generation import (
     classification_accuracy_score,
-    compare_prediction,
-    evaluate,
-    evaluate_energy,
-    evaluate_prediction,
+    evaluate_distances,
+    evaluate_diversity,
     evaluate_requests,
-    held_out_combinations,
-    novel_combinations,
+)
+from jem_hf.evaluation_prediction import (
+    compare_prediction,
+    evaluate_prediction,
     predict,
-    requests_by_kind,
-    seen_requests,
     validation_part,
     zero_shot_recognition,
 )
-from jem_hf.evaluation_generation import evaluate_distances, evaluate_diversity
+from jem_hf.evaluation_requests import held_out_combinations, novel_combinations, requests_by_kind, seen_requests
 from jem_hf.feature_network import load_feature_network
 from jem_hf.report import write_report
 
