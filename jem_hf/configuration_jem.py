@@ -9,7 +9,7 @@ from .hub_jem import IS_REMOTE_CODE, OnHub
 
 BINARY = ["False", "True"]
 CHOICES = {
-    "head": ["product"],
+    "head": ["product", "pairwise", "dot", "mlp"],
     "sampler": ["flow", "langevin"],
     "free_attributes": ["marginalise", "gibbs", "complete"],
 }
@@ -40,7 +40,10 @@ class JemConfig(OnHub, PreTrainedConfig):
             Arguments for `timm.create_model`, such as `{"width": 64}`.
         image_size (`int`, defaults to 32): Height and width of the images, in pixels.
         num_channels (`int`, defaults to 3): Colour channels of the images.
-        head (`str`, defaults to `"product"`): How features and labels make an energy.
+        head (`str`, defaults to `"product"`):
+            How features and labels make an energy: `"product"` (labels independent given the image), `"pairwise"` (with
+            a learned interaction between attributes), `"dot"` (inner product of features and a network over the labels)
+            or `"mlp"` (a network over both).
         sampler (`str`, defaults to `"flow"`):
             How images are drawn: `"flow"` (gradient flow from normal noise, for energies trained by the warm-up) or
             `"langevin"` (the paper's chain from uniform noise, for energies trained by contrastive divergence).

@@ -1,44 +1,116 @@
-"""Energies of features and labels."""
+"""Heads: how features of images and labels make `log p~(x, y)`."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .label_distributions_jem import InteractingDistribution, ProductDistribution
 
-class ProductHead(nn.Module):
+HIDDEN_SIZE = 128  # of the networks over labels
+
+
+def full_precision(linear: nn.Linear, features: torch.Tensor) -> torch.Tensor:
+    """A linear layer in float32 under any autocast: energies are sums, they need all their digits."""
+    with torch.autocast(features.device.type, enabled=False):
+        return F.linear(features.float(), linear.weight.float(), linear.bias.float())
+
+
+class Head(nn.Module):
     """
-    A product of K classifiers: `log p~(x, y) = sum_k f_k(x)[y_k]` (Kelly et al. 2021, section 3).
+    Features (B, D) to potentials, all that the labels need to know of the images.
 
     Args:
         num_features (`int`): Size D of the features.
         num_values (`list[int]`): Number of values V_k of each of the K attributes.
     """
 
-    def __init__(self, num_features: int, num_values: list[int]):
+    def __init__(self, num_features: int, num_values: list[int], num_potentials: int | None = None):
         super().__init__()
         self.num_values = num_values
-        self.linear = nn.Linear(num_features, len(num_values) * max(num_values))
+        self.linear = nn.Linear(num_features, num_potentials or len(num_values) * max(num_values))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Features (B, D) to logits (B, K, V), float32, -inf where an attribute has fewer than V values."""
-        with torch.autocast(features.device.type, enabled=False):  # energies are sums: they need all their digits
-            logits = F.linear(features.float(), self.linear.weight.float(), self.linear.bias.float())
-        logits = logits.unflatten(-1, (len(self.num_values), -1))
+        """Potentials, float32."""
+        return full_precision(self.linear, features)
+
+    def score(self, potentials: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:
+        """`log p~(x, y)` (..., B) of one-hot labels (..., B, K, V), differentiable in both."""
+        raise NotImplementedError
+
+    def distribution(self, potentials: torch.Tensor) -> ProductDistribution | InteractingDistribution:
+        """The labels given the images."""
+        score = lambda encoded: self.score(potentials, encoded)  # noqa: E731
+        return InteractingDistribution(score, self.num_values, len(potentials), potentials.device)
+
+
+class ProductHead(Head):
+    """A product of K classifiers: `log p~(x, y) = sum_k f_k(x)[y_k]` (Kelly et al. 2021, section 3)."""
+
+    def forward(self, features):
+        """f(x) (B, K, V), -inf where an attribute has fewer than V values."""
+        logits = super().forward(features).unflatten(-1, (len(self.num_values), -1))
         if len(set(self.num_values)) > 1:
             lacking = torch.arange(logits.shape[-1]) >= torch.tensor(self.num_values)[:, None]
             logits = logits.masked_fill(lacking.to(logits.device), -torch.inf)
         return logits
 
+    def score(self, potentials, encoded):
+        return (potentials.masked_fill(potentials == -torch.inf, 0.0) * encoded).sum((-2, -1))
 
-def log_joint(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """`log p~(x, y_O)` (B,) from logits (B, K, V) and labels (B, K); labels of -1 are missing and marginalised."""
-    observed = logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    return torch.where(labels >= 0, observed, logits.logsumexp(-1)).sum(-1)
+    def distribution(self, potentials):
+        return ProductDistribution(potentials)
 
 
-def log_marginal(logits: torch.Tensor) -> torch.Tensor:
-    """`log p~(x)` (B,) from logits (B, K, V)."""
-    return logits.logsumexp(-1).sum(-1)
+class PairwiseHead(ProductHead):
+    """
+    A product with a learned interaction between attributes: `sum_k f_k(x)[y_k] + sum_{k<l} W_kl[y_k, y_l]`.
+
+    The smallest step beyond independence given the image: W does not depend on it (a Boltzmann machine whose biases
+    are the classifiers).
+    """
+
+    def __init__(self, num_features, num_values):
+        super().__init__(num_features, num_values)
+        size = len(num_values) * max(num_values)
+        self.interaction = nn.Parameter(torch.zeros(size, size))
+
+    def score(self, potentials, encoded):
+        k = len(self.num_values)
+        weight = self.interaction.float().unflatten(0, (k, -1)).unflatten(-1, (k, -1))
+        between = 1 - torch.eye(k, device=weight.device)
+        weight = (weight + weight.permute(2, 3, 0, 1)) / 2 * between[:, None, :, None]
+        interaction = torch.einsum("...kv,kvlw,...lw->...", encoded, weight, encoded) / 2
+        return super().score(potentials, encoded) + interaction
+
+    distribution = Head.distribution
+
+
+class DotHead(Head):
+    """An inner product `<phi(x), psi(y)>` of features and a network over the labels."""
+
+    def __init__(self, num_features, num_values, hidden_size=HIDDEN_SIZE):
+        super().__init__(num_features, num_values, hidden_size)
+        self.psi = nn.Sequential(
+            nn.Linear(len(num_values) * max(num_values), hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
+
+    def score(self, potentials, encoded):
+        hidden = F.silu(full_precision(self.psi[0], encoded.flatten(-2)))
+        return (potentials * full_precision(self.psi[2], hidden)).sum(-1)
+
+
+class MlpHead(Head):
+    """A network over features and labels together: `log p~(x, y) = w . silu(A silu(phi(x) + B y) + a)`."""
+
+    def __init__(self, num_features, num_values, hidden_size=HIDDEN_SIZE):
+        super().__init__(num_features, num_values, hidden_size)
+        self.labels = nn.Linear(len(num_values) * max(num_values), hidden_size)
+        self.hidden = nn.Linear(hidden_size, hidden_size)
+        self.energy = nn.Linear(hidden_size, 1)
+
+    def score(self, potentials, encoded):
+        hidden = F.silu(potentials + full_precision(self.labels, encoded.flatten(-2)))
+        return full_precision(self.energy, F.silu(full_precision(self.hidden, hidden)))[..., 0]
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -47,4 +119,4 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="sum") / present
 
 
-HEADS = {"product": ProductHead}
+HEADS = {"product": ProductHead, "pairwise": PairwiseHead, "dot": DotHead, "mlp": MlpHead}

@@ -3,8 +3,6 @@
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from .heads_jem import log_joint
-
 
 def contrastive_divergence(log_p_data: torch.Tensor, log_p_samples: torch.Tensor) -> torch.Tensor:
     """`mean log p~(x-) - mean log p~(x+)`: its gradient is minus that of the likelihood (Kelly et al. 2021, eq. 5)."""
@@ -38,16 +36,18 @@ def random_observed_sets(labels: torch.Tensor, generator=None) -> torch.Tensor:
 
 
 def equilibrium_matching(
-    attribute_logits, x1: torch.Tensor, labels: torch.Tensor, generator=None, decay_start: float = 0.8
+    label_distribution, x1: torch.Tensor, labels: torch.Tensor, generator=None, decay_start: float = 0.8
 ) -> torch.Tensor:
     """
     Equilibrium Matching (Wang and Du 2025, arXiv 2510.02300) of a joint energy, on random observed sets.
+
+    Where labels cannot be summed out all are observed, and those that are missing are drawn from `p(y | x_t, y_O)`.
 
     With noise x0, `x_t = (1 - t) x0 + t x1` and `c(t) = min(1, (1 - t) / (1 - decay_start))`, the mean over pixels of
     `(grad_x log p~(x_t, y_O) - c(t) (x1 - x0))^2`. Noise and data are paired by optimal transport.
 
     Args:
-        attribute_logits: Function from images (B, C, H, W) to logits (B, K, V).
+        label_distribution: Function from images (B, C, H, W) to the distribution of their labels.
         x1: Data (B, C, H, W) in [-1, 1].
         labels: (B, K), -1 where missing.
     """
@@ -55,8 +55,10 @@ def equilibrium_matching(
     x0 = x0[optimal_transport_pairing(x0, x1)]
     t = torch.rand(len(x1), 1, 1, 1, generator=generator, device=x1.device)
     x_t = torch.lerp(x0, x1, t).requires_grad_(True)
-    observed = random_observed_sets(labels, generator)
-    log_density = log_joint(attribute_logits(x_t), observed)
-    (gradient,) = torch.autograd.grad(log_density.sum(), x_t, create_graph=True)
+    distribution = label_distribution(x_t)
+    observed = (
+        random_observed_sets(labels, generator) if distribution.is_exact else distribution.draw(labels, generator)
+    )
+    (gradient,) = torch.autograd.grad(distribution.log_joint(observed).sum(), x_t, create_graph=True)
     target = ((1 - t) / (1 - decay_start)).clamp(max=1) * (x1 - x0)
     return (gradient - target).square().mean()

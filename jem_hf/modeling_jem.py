@@ -9,9 +9,10 @@ from transformers.utils import ModelOutput
 
 from .backbone_jem import create_backbone, init_non_persistent_buffers
 from .configuration_jem import CHOICES, JemConfig, nearest_name
-from .heads_jem import HEADS, cross_entropy, log_joint, log_marginal
+from .heads_jem import HEADS, cross_entropy
 from .hub_jem import AUTO_MAP, CUSTOM_PIPELINES, OnHub, copy_documents, save_code, source_folder, update_json
 from .image_processing_jem import JemImageProcessor
+from .label_distributions_jem import InteractingDistribution, ProductDistribution
 from .label_prior_jem import PairwiseLabelPrior
 from .sampling_jem import ChainSettings, flow_settings, initial_noise, run_chain
 
@@ -29,18 +30,23 @@ class JemOutput(ModelOutput):
         logits (`torch.Tensor` of shape (B, L)):
             Log-odds of every entry of `config.id2label`: one for a binary attribute, one a value for others.
         energy (`torch.Tensor` of shape (B,)): `E(x, y_O)`; without labels `E(x)`. Lower is more probable.
-        attribute_logits (`torch.Tensor` of shape (B, K, V)): f(x), -inf where an attribute has fewer than V values.
+        attribute_logits (`torch.Tensor` of shape (B, K, V)):
+            Their softmax is `p(y_k|x)`; -inf where an attribute has fewer than V values. f(x) for the head "product".
+        potentials (`torch.Tensor` of shape (B, ...)): What the head made of the images, see [`Head`](heads_jem.py).
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     energy: torch.Tensor | None = None
     attribute_logits: torch.Tensor | None = None
+    potentials: torch.Tensor | None = None
 
 
 class JemModel(OnHub, PreTrainedModel):
     """
-    One energy over images and attributes, `E(x, y) = -sum_k f_k(x)[y_k]` (Kelly et al. 2021, arXiv 2108.04227).
+    One energy over images and attributes, `E(x, y) = -log p~(x, y)` (Kelly et al. 2021, arXiv 2108.04227).
+
+    With the head "product" that is `-sum_k f_k(x)[y_k]`; see [`heads_jem`](heads_jem.py) for the others.
 
     It predicts (`predict_proba`), scores (`log_joint`, `log_marginal`) and, with a chain of
     [`sampling_jem`](sampling_jem.py), draws images.
@@ -91,8 +97,8 @@ class JemModel(OnHub, PreTrainedModel):
             processor = JemImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
         processor.save_pretrained(folder)
 
-    def attribute_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """f(x), float32 of shape (B, K, V), from images (B, C, H, W) in [-1, 1]."""
+    def potentials(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """What the head makes of images (B, C, H, W) in [-1, 1], float32; f(x) (B, K, V) for the head "product"."""
         config = self.config
         expected = (config.num_channels, config.image_size, config.image_size)
         if tuple(pixel_values.shape[1:]) != expected:
@@ -102,38 +108,58 @@ class JemModel(OnHub, PreTrainedModel):
             )
         return self.head(self.backbone(pixel_values.to(self.dtype)))
 
+    def label_distribution(self, pixel_values: torch.Tensor) -> ProductDistribution | InteractingDistribution:
+        """The labels given images (B, C, H, W) in [-1, 1]: all that chains, losses and predictions ask for."""
+        return self.head.distribution(self.potentials(pixel_values))
+
     def log_joint(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Unnormalised `log p(x, y_O)` (B,); labels (B, K) of -1 are missing and marginalised."""
-        return log_joint(self.attribute_logits(pixel_values), self._checked(labels))
+        return self.label_distribution(pixel_values).log_joint(self._checked(labels))
 
     def log_marginal(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Unnormalised `log p(x)` (B,)."""
-        return log_marginal(self.attribute_logits(pixel_values))
+        return self.label_distribution(pixel_values).log_marginal()
 
-    def predict_proba(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`p(y_k = v | x)`, exact, of shape (B, K, V)."""
-        return self.attribute_logits(pixel_values).softmax(-1)
+    def predict_proba(
+        self, pixel_values: torch.Tensor, return_standard_error: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """
+        `p(y_k = v | x)` of shape (B, K, V), and its standard error if asked for.
+
+        Exact (error 0) for the head "product" and for few attributes, else by Gibbs sampling.
+        """
+        logits, error = self.label_distribution(pixel_values).marginal_logits()
+        return (logits.softmax(-1), error) if return_standard_error else logits.softmax(-1)
 
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, return_dict: bool | None = None
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        potentials_only: bool = False,
     ) -> JemOutput | tuple:
         """
         Args:
             pixel_values (`torch.Tensor` of shape (B, C, H, W)): Images in [-1, 1].
             labels (`torch.LongTensor` of shape (B, K), *optional*): Value indices, -1 where missing.
+            potentials_only (`bool`, defaults to False): Leave out all that sums over labels, as training does.
 
         Raises:
             ValueError: images or labels of a wrong shape, or a label that its attribute does not have.
         """
-        logits = self.attribute_logits(pixel_values)
-        loss = None
-        if labels is None:
-            energy = -log_marginal(logits)
-        else:
-            labels = self._checked(labels)
-            energy = -log_joint(logits, labels)
-            loss = cross_entropy(logits, labels)
-        output = JemOutput(loss=loss, logits=self._log_odds(logits), energy=energy, attribute_logits=logits)
+        potentials = self.potentials(pixel_values)
+        output = JemOutput(potentials=potentials)
+        if not potentials_only:
+            labels = None if labels is None else self._checked(labels)
+            distribution = self.head.distribution(potentials)
+            logits, _ = distribution.marginal_logits()
+            output = JemOutput(
+                loss=None if labels is None else cross_entropy(logits, labels),
+                logits=self._log_odds(logits),
+                energy=-(distribution.log_marginal() if labels is None else distribution.log_joint(labels)),
+                attribute_logits=logits,
+                potentials=potentials,
+            )
         return output if return_dict is None or return_dict else output.to_tuple()
 
     @torch.no_grad()
@@ -175,7 +201,7 @@ class JemModel(OnHub, PreTrainedModel):
             shape = (len(labels), config.num_channels, config.image_size, config.image_size)
             noise = initial_noise(config.sampler, shape, self.device, generator)
         settings = self.chain_settings(num_inference_steps, guidance_scale, gibbs=free_attributes == "gibbs")
-        return run_chain(self.attribute_logits, noise, labels, settings, generator, callback)
+        return run_chain(self.label_distribution, noise, labels, settings, generator, callback)
 
     def chain_settings(self, num_steps: int | None = None, guidance_scale: float | None = None, gibbs=False):
         """[`ChainSettings`] of the config's sampler, with its defaults where an argument is None."""

@@ -1,13 +1,14 @@
-"""Chains over images and labels. They see a function from images to logits, and no model class."""
+"""Chains over images and labels. They see a function from images to distributions of labels, and no model class."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from .heads_jem import log_joint, log_marginal
+from .label_distributions_jem import InteractingDistribution, ProductDistribution
 
-AttributeLogits = Callable[[torch.Tensor], torch.Tensor]
+LabelDistribution = ProductDistribution | InteractingDistribution
+NEVER = -2  # fills the place of an alternative that a request does not have
 
 
 @dataclass(frozen=True)
@@ -61,53 +62,80 @@ class ChainInfo:
     saturated: torch.Tensor
 
 
-def draw_labels(logits: torch.Tensor, labels: torch.Tensor, generator=None) -> torch.Tensor:
-    """Labels (B, K) with every -1 replaced by an exact draw from `p(y_k|x) = softmax(f_k(x))`; logits (B, K, V)."""
-    draws = torch.multinomial(logits.detach().softmax(-1).flatten(0, 1), 1, generator=generator)
-    return torch.where(labels >= 0, labels, draws.view_as(labels))
+def log_request(distribution: LabelDistribution, labels: torch.Tensor, weights: torch.Tensor | None = None):
+    """
+    `log p~(x, R)` (B,) of requests R.
+
+    Args:
+        labels: (B, K), -1 where free; or (B, M, K), M alternatives that exclude each other, `NEVER` where there are
+            fewer: `log p~(x, R) = logsumexp_m log p~(x, y_m)`.
+        weights: (B, K), factors of `log p(y_k|x)`.
+    """
+    if labels.ndim == 2:
+        return distribution.log_joint(labels, weights)
+    alternatives = torch.stack([distribution.log_joint(each, weights) for each in labels.unbind(1)])
+    return alternatives.masked_fill((labels == NEVER).any(-1).T, -torch.inf).logsumexp(0)
 
 
-def guided_log_joint(logits: torch.Tensor, labels: torch.Tensor, guidance_scale: float) -> torch.Tensor:
-    """`log p~(x) + g log p(y_O|x)` (B,), for g = 1 the log-joint itself. One gradient serves any g."""
-    joint = log_joint(logits, labels)
+def guided_log_joint(
+    distribution: LabelDistribution,
+    labels: torch.Tensor,
+    guidance_scale: float,
+    weights: torch.Tensor | None = None,
+    contrast: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """
+    `log p~(x) + g log p(R|x)` (B,), for g = 1 the log-joint itself. One gradient serves any g.
+
+    Where labels cannot be summed out, `contrast` (B, K) are labels drawn from `p(y|x)`: `log p~(x, contrast)` then has
+    the gradient of `log p~(x)` on average (Fisher's identity).
+    """
+    joint = log_request(distribution, labels, weights)
     if guidance_scale == 1:
         return joint
-    return guidance_scale * joint + (1 - guidance_scale) * log_marginal(logits)
+    marginal = distribution.log_marginal() if contrast is None else distribution.log_joint(contrast)
+    return guidance_scale * joint + (1 - guidance_scale) * marginal
 
 
 def run_chain(
-    attribute_logits: AttributeLogits,
+    label_distribution: Callable[[torch.Tensor], LabelDistribution],
     x: torch.Tensor,
     labels: torch.Tensor,
     settings: ChainSettings,
     generator: torch.Generator | None = None,
     callback: Callable[[torch.Tensor, ChainInfo], bool | None] | None = None,
+    weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Gibbs on the free labels interleaved with Langevin on the images (Kelly et al. 2021, algorithm 1).
 
-    One forward pass a step serves both: the labels are drawn from the logits whose gradient moves the images.
+    One forward pass a step serves both: the labels are drawn from the potentials whose gradient moves the images.
 
     Args:
-        attribute_logits: Function from images (B, C, H, W) to logits (B, K, V).
+        label_distribution: Function from images (B, C, H, W) to the distribution of their labels.
         x: Start of the images.
-        labels: (B, K), -1 where free; labels that are given stay as they are.
+        labels: (B, K), -1 where free, labels that are given stay as they are; or alternatives, see [`log_request`].
         settings: How the chain moves.
         generator: Source of all randomness.
         callback: Called with the images and [`ChainInfo`] before each step; True stops the chain.
+        weights: (B, K), see [`log_request`].
 
     Returns:
         The images and the labels at the end, detached. Labels stay -1 where they were marginalised.
     """
     x = x.detach()
-    current = labels
+    current, drawn, contrast = labels, None, None
     for step in range(settings.num_steps):
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
-            logits = attribute_logits(x)
-            if settings.gibbs_every and step % settings.gibbs_every == 0:
-                current = draw_labels(logits, labels, generator)
-            log_density = guided_log_joint(logits, current, settings.guidance_scale)
+            distribution = label_distribution(x)
+            gibbs_every = settings.gibbs_every or int(not distribution.is_exact)
+            if gibbs_every and step % gibbs_every == 0 and labels.ndim == 2:
+                current = drawn = distribution.draw(labels, generator, start=drawn)
+            if settings.guidance_scale != 1 and not distribution.is_exact:
+                free = torch.full((len(x), labels.shape[-1]), -1, device=x.device)
+                contrast = distribution.draw(free, generator, start=contrast)
+            log_density = guided_log_joint(distribution, current, settings.guidance_scale, weights, contrast)
             (gradient,) = torch.autograd.grad(log_density.sum(), x)
         x = x.detach()
         if callback is not None:
@@ -128,7 +156,7 @@ def run_chain(
 
 
 def last_langevin_step(
-    attribute_logits: AttributeLogits,
+    label_distribution: Callable[[torch.Tensor], LabelDistribution],
     x: torch.Tensor,
     labels: torch.Tensor,
     settings: ChainSettings,
@@ -136,7 +164,7 @@ def last_langevin_step(
 ) -> torch.Tensor:
     """One more Langevin step whose result still depends on the parameters (improved CD, Du et al. 2021, eq. 9)."""
     x = x.detach().requires_grad_(True)
-    log_density = guided_log_joint(attribute_logits(x), labels, settings.guidance_scale)
+    log_density = guided_log_joint(label_distribution(x), labels, settings.guidance_scale)
     (gradient,) = torch.autograd.grad(log_density.sum(), x, create_graph=True)
     noise = torch.empty_like(x).normal_(generator=generator)
     x = x + settings.step_size * gradient + settings.noise_scale * noise

@@ -5,6 +5,7 @@ import os
 import time
 from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 
 import torch
@@ -17,7 +18,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
 from .augmentation import augment, random_shift
-from .heads_jem import cross_entropy, log_joint
+from .heads_jem import cross_entropy
 from .image_processing_jem import JemImageProcessor, to_pixels
 from .losses import contrastive_divergence, equilibrium_matching, nearest_neighbour_entropy
 from .metrics import prediction_metrics
@@ -81,45 +82,53 @@ class JemTrainer(Trainer):
         self._log_images += len(x)
         return (loss, {}) if return_outputs else loss
 
+    def _label_distribution(self, model, x):
+        """`JemModel.label_distribution`, by way of the wrapped model: gradients are shared between processes."""
+        return self.model.head.distribution(model(pixel_values=x, potentials_only=True).potentials)
+
     def _classifier_loss(self, model, x, labels):
-        logits = model(pixel_values=x).attribute_logits
+        return self._cross_entropy(self._label_distribution(model, x), labels)
+
+    def _cross_entropy(self, distribution, labels):
+        """Mean of `-log p(y_k | x, y of all others)`: the likelihood where labels are independent given the image,
+        else the pseudo-likelihood (Besag 1975)."""
+        logits = distribution.conditional_logits(labels, self.generator)
         loss = cross_entropy(logits, labels)
         return loss, {"cross_entropy": loss, "train_accuracy": _accuracy(logits, labels)}
 
     def _warmup_loss(self, model, x, labels):
-        def attribute_logits(x):
-            return model(pixel_values=x).attribute_logits
-
-        matching = equilibrium_matching(attribute_logits, x, labels, self.generator, self.args.decay_start)
+        label_distribution = partial(self._label_distribution, model)
+        matching = equilibrium_matching(label_distribution, x, labels, self.generator, self.args.decay_start)
         if self.args.cross_entropy_shift:
             x = random_shift(x, self.args.cross_entropy_shift, self.generator)
         classifier, stats = self._classifier_loss(model, x, labels)
         return matching + self.args.cross_entropy_weight * classifier, {"matching": matching, **stats}
 
     def _jem_loss(self, model, x, labels):
-        loss, stats, logits = self._contrastive_loss(model, x, torch.full_like(labels, -1))
-        classifier = cross_entropy(logits, labels)
-        stats |= {"cross_entropy": classifier, "train_accuracy": _accuracy(logits, labels)}
-        return loss + labels.shape[1] * classifier, stats
+        loss, stats, distribution = self._contrastive_loss(model, x, torch.full_like(labels, -1))
+        classifier, classifier_stats = self._cross_entropy(distribution, labels)
+        return loss + labels.shape[1] * classifier, stats | classifier_stats
 
     def _joint_cd_loss(self, model, x, labels):
-        loss, stats, logits = self._contrastive_loss(model, x, labels)
-        stats["train_accuracy"] = _accuracy(logits, labels)
+        loss, stats, distribution = self._contrastive_loss(model, x, labels)
         loss = self.args.cd_weight * loss
         if self.args.warmup_weight:
             warmup, warmup_stats = self._warmup_loss(model, x, labels)
-            loss, stats = loss + self.args.warmup_weight * warmup, warmup_stats | stats
-        return loss, stats
+            return loss + self.args.warmup_weight * warmup, stats | warmup_stats
+        with torch.no_grad():
+            return loss, stats | self._cross_entropy(distribution, labels)[1]
 
     def _contrastive_loss(self, model, x, labels):
-        """Contrastive divergence with its extra terms, what to log, and the logits of the data."""
-        args = self.args
+        """Contrastive divergence with its extra terms, what to log, and the distribution of the data's labels."""
+        args, head = self.args, self.model.head
         samples, sample_labels, others = self._sample(x)
         if args.data_noise:
             x = (x + args.data_noise * torch.empty_like(x).normal_(generator=self.generator)).clamp(-1, 1)
-        logits = model(pixel_values=torch.cat([x, samples.detach()])).attribute_logits
-        data_logits, sample_logits = logits.chunk(2)
-        log_p_data, log_p_samples = log_joint(data_logits, labels), log_joint(sample_logits, sample_labels)
+        potentials = model(pixel_values=torch.cat([x, samples.detach()]), potentials_only=True).potentials
+        of_data, of_samples = map(head.distribution, potentials.chunk(2))
+        if not of_data.is_exact:  # Fisher's identity: labels that are drawn have the gradient of their sum
+            labels = of_data.draw(labels, self.generator)
+        log_p_data, log_p_samples = of_data.log_joint(labels), of_samples.log_joint(sample_labels)
         loss = contrastive_divergence(log_p_data, log_p_samples)
         stats = {
             "energy_data": -log_p_data.mean(),
@@ -131,14 +140,14 @@ class JemTrainer(Trainer):
             loss = loss + args.energy_penalty * (log_p_data.square().mean() + log_p_samples.square().mean())
         if args.kl_weight:
             with frozen(self.model), self.accelerator.autocast():
-                log_p_last = log_joint(self.model.attribute_logits(samples), sample_labels)
+                log_p_last = self.model.log_joint(samples, sample_labels)
             loss = loss - args.kl_weight * log_p_last.mean()
             stats["log_p_last_step"] = log_p_last.mean()
         if args.entropy_weight:
             entropy = nearest_neighbour_entropy(samples, others)
             loss = loss - args.entropy_weight * entropy
             stats["entropy"] = entropy
-        return loss, stats, data_logits
+        return loss, stats, of_data
 
     # Chains
 
@@ -157,9 +166,9 @@ class JemTrainer(Trainer):
             with frozen(self.model):
                 num_steps = settings.num_steps - through_last_step
                 chain = replace(settings, num_steps=num_steps)
-                x, labels = run_chain(self.model.attribute_logits, self._chain_start(x), free, chain, self.generator)
+                x, labels = run_chain(self.model.label_distribution, self._chain_start(x), free, chain, self.generator)
             if through_last_step:
-                x = last_langevin_step(self.model.attribute_logits, x, labels, settings, self.generator)
+                x = last_langevin_step(self.model.label_distribution, x, labels, settings, self.generator)
         others, _ = self.buffer.sample(100, self.generator)
         self.buffer.push(x.detach(), labels, self.generator)
         return x, labels, others

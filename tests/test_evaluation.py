@@ -158,7 +158,7 @@ def test_energy_auroc_of_a_model_that_likes_dark_images(model, monkeypatch):
     def dark(pixel_values):
         return -20 * pixel_values.mean((1, 2, 3))[:, None, None].expand(-1, 3, 3)
 
-    monkeypatch.setattr(model, "attribute_logits", dark)
+    monkeypatch.setattr(model, "potentials", dark)
     images = torch.randint(10, (20, 3, 8, 8), dtype=torch.uint8)
     report = evaluate_energy(model, images, num_avatars=0)
     assert report["noise"]["auroc"] == report["one_colour"]["auroc"] == 1

@@ -2,7 +2,8 @@
 
 import torch
 
-from jem_hf.heads_jem import cross_entropy, log_joint, log_marginal
+from jem_hf.heads_jem import cross_entropy
+from jem_hf.label_distributions_jem import ProductDistribution
 from jem_hf.losses import (
     contrastive_divergence,
     equilibrium_matching,
@@ -32,12 +33,10 @@ def test_contrastive_divergence_gradient_in_closed_form():
     index = torch.arange(16).repeat_interleave(counts)
     samples, sample_labels = states[index // 2], index % 2
 
-    def logits(x):
-        return (x @ theta.T)[:, None, :]
+    def log_joint(x, y):
+        return ProductDistribution((x @ theta.T)[:, None, :]).log_joint(y[:, None])
 
-    loss = contrastive_divergence(
-        log_joint(logits(data), labels[:, None]), log_joint(logits(samples), sample_labels[:, None])
-    )
+    loss = contrastive_divergence(log_joint(data, labels), log_joint(samples, sample_labels))
     (gradient,) = torch.autograd.grad(loss, theta)
     torch.testing.assert_close(gradient, expected_model - expected_data, atol=1e-5, rtol=0)
 
@@ -45,9 +44,10 @@ def test_contrastive_divergence_gradient_in_closed_form():
 def test_missing_labels_have_the_posterior_gradient():
     """With y missing, d log p~(x)/d logit_v = p(v|x): what imputing would get wrong."""
     logits = torch.tensor([[[0.2, -1.0, 0.7]]], requires_grad=True)
-    (gradient,) = torch.autograd.grad(log_joint(logits, torch.tensor([[-1]])).sum(), logits)
+    distribution = ProductDistribution(logits)
+    (gradient,) = torch.autograd.grad(distribution.log_joint(torch.tensor([[-1]])).sum(), logits)
     torch.testing.assert_close(gradient, logits.softmax(-1).detach())
-    assert torch.equal(log_joint(logits, torch.tensor([[-1]])), log_marginal(logits))
+    assert torch.equal(distribution.log_joint(torch.tensor([[-1]])), distribution.log_marginal())
 
 
 def test_cross_entropy_leaves_missing_labels_out():
@@ -62,13 +62,13 @@ def test_warmup_gradient_of_a_quadratic_energy():
     """For log p~(x) = -a |x|^2 / 2 the field is -a x: loss and d loss/d a follow by hand."""
     a = torch.tensor(0.7, requires_grad=True)
 
-    def attribute_logits(x):  # one label of two equal values; the constant of their sum has no gradient
+    def label_distribution(x):  # one label of two equal values; the constant of their sum has no gradient
         energy = a * x.square().flatten(1).sum(1) / 2
-        return -energy[:, None, None].expand(-1, 1, 2)
+        return ProductDistribution(-energy[:, None, None].expand(-1, 1, 2))
 
     x1 = torch.randn(16, 2, 4, 4, generator=torch.Generator().manual_seed(5))
     labels = torch.zeros(16, 1, dtype=torch.long)
-    loss = equilibrium_matching(attribute_logits, x1, labels, torch.Generator().manual_seed(9))
+    loss = equilibrium_matching(label_distribution, x1, labels, torch.Generator().manual_seed(9))
     (gradient,) = torch.autograd.grad(loss, a)
 
     generator = torch.Generator().manual_seed(9)  # the same draws again

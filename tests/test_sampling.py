@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from jem_hf.label_distributions_jem import ProductDistribution
 from jem_hf.sampling_jem import (
     ChainSettings,
-    draw_labels,
     flow_settings,
     guided_log_joint,
     initial_noise,
@@ -25,6 +25,10 @@ def tractable_logits(x):
     return logits.masked_fill(torch.tensor([[False, False, True], [False] * 3]), -torch.inf)
 
 
+def tractable(x):
+    return ProductDistribution(tractable_logits(x))
+
+
 def exact_joint(grid):
     """Probabilities (len(grid), 2, 3) of x on a grid and y."""
     logits = tractable_logits(grid[:, None, None, None])
@@ -38,7 +42,7 @@ def test_chain_reaches_the_exact_joint():
 
     settings = ChainSettings(num_steps=600, step_size=0.01, noise_scale=0.02**0.5, gibbs_every=1, clamp=False)
     free = torch.full((4000, 2), -1)
-    x, y = run_chain(tractable_logits, torch.zeros(4000, 1, 1, 1), free, settings, torch.Generator().manual_seed(0))
+    x, y = run_chain(tractable, torch.zeros(4000, 1, 1, 1), free, settings, torch.Generator().manual_seed(0))
     grid = torch.linspace(-6, 6, 2001)
     joint = exact_joint(grid).double()
     edges = torch.tensor([-0.7, 0.0, 0.7])
@@ -52,10 +56,10 @@ def test_observed_labels_condition_the_chain():
     """x given y_0 = 1 alone has the mean that summing the other label out gives."""
     settings = ChainSettings(num_steps=600, step_size=0.01, noise_scale=0.02**0.5, gibbs_every=1, clamp=False)
     labels = torch.tensor([[1, -1]]).expand(4000, -1)
-    x, y = run_chain(tractable_logits, torch.zeros(4000, 1, 1, 1), labels, settings, torch.Generator().manual_seed(1))
+    x, y = run_chain(tractable, torch.zeros(4000, 1, 1, 1), labels, settings, torch.Generator().manual_seed(1))
     assert (y[:, 0] == 1).all()
     marginalised, _ = run_chain(
-        tractable_logits, torch.zeros(4000, 1, 1, 1), labels, replace(settings, gibbs_every=0),
+        tractable, torch.zeros(4000, 1, 1, 1), labels, replace(settings, gibbs_every=0),
         torch.Generator().manual_seed(2),
     )  # fmt: skip
     grid = torch.linspace(-6, 6, 2001)
@@ -68,11 +72,12 @@ def test_observed_labels_condition_the_chain():
 
 def test_gibbs_draws_are_exact():
     logits = torch.tensor([[[0.0, 1.0, 2.0], [1.0, -1.0, -torch.inf]]]).expand(60_000, -1, -1)
-    labels = draw_labels(logits, torch.full((60_000, 2), -1), torch.Generator().manual_seed(0))
+    distribution = ProductDistribution(logits)
+    labels = distribution.draw(torch.full((60_000, 2), -1), torch.Generator().manual_seed(0))
     for k in range(2):
         frequency = torch.bincount(labels[:, k], minlength=3) / 60_000
         torch.testing.assert_close(frequency, logits[0, k].softmax(0), atol=0.01, rtol=0)
-    kept = draw_labels(logits, torch.tensor([[2, -1]]).expand(60_000, -1))
+    kept = distribution.draw(torch.tensor([[2, -1]]).expand(60_000, -1))
     assert (kept[:, 0] == 2).all()
 
 
@@ -80,7 +85,7 @@ def test_one_step_is_the_formula():
     x = torch.tensor([0.3]).view(1, 1, 1, 1)
     labels = torch.tensor([[1, 2]])
     settings = ChainSettings(num_steps=1, step_size=0.5, noise_scale=0.0, gibbs_every=0, guidance_scale=3.0)
-    moved, _ = run_chain(tractable_logits, x, labels, settings)
+    moved, _ = run_chain(tractable, x, labels, settings)
     joint = (1.0 - 0.3) + (1.5 - 0.3)
     p = tractable_logits(x).softmax(-1)[0]
     marginal = (p * (MEANS - 0.3)).nan_to_num().sum()
@@ -88,8 +93,8 @@ def test_one_step_is_the_formula():
     x = torch.zeros(1, 1, 1, 1)
     logits = tractable_logits(x)
     torch.testing.assert_close(
-        guided_log_joint(logits, labels, 3.0),
-        3 * guided_log_joint(logits, labels, 1.0) - 2 * logits.logsumexp(-1).sum(-1),
+        guided_log_joint(tractable(x), labels, 3.0),
+        3 * guided_log_joint(tractable(x), labels, 1.0) - 2 * logits.logsumexp(-1).sum(-1),
     )
 
 
@@ -97,7 +102,7 @@ def test_last_step_keeps_the_graph_of_the_parameters():
     slope = torch.tensor(2.0, requires_grad=True)
 
     def logits(x):
-        return (slope * x.flatten(1).sum(1))[:, None, None].expand(-1, 1, 2)
+        return ProductDistribution((slope * x.flatten(1).sum(1))[:, None, None].expand(-1, 1, 2))
 
     x = last_langevin_step(logits, torch.zeros(3, 1, 1, 1), torch.zeros(3, 1, dtype=torch.long), ChainSettings(
         num_steps=1, step_size=0.1, noise_scale=0.0
@@ -119,7 +124,7 @@ def test_callback_sees_every_step_and_can_stop():
 
     settings = flow_settings(num_steps=16)
     labels = torch.full((5, 2), -1)
-    run_chain(tractable_logits, torch.zeros(5, 1, 1, 1), labels, settings, callback=callback)
+    run_chain(tractable, torch.zeros(5, 1, 1, 1), labels, settings, callback=callback)
     assert [info.step for info in seen] == [0, 1, 2, 3, 4]
     assert torch.equal(frames[0], torch.zeros(5, 1, 1, 1)) and not torch.equal(frames[0], frames[4])
     assert all(field.shape == (5,) for field in (seen[0].log_joint, seen[0].grad_norm, seen[0].saturated))
@@ -130,7 +135,7 @@ def test_same_generator_seed_same_chain_and_no_global_randomness():
     labels = torch.full((8, 2), -1)
     state = torch.get_rng_state()
     ends = [
-        run_chain(tractable_logits, torch.zeros(8, 1, 1, 1), labels, ChainSettings(), torch.Generator().manual_seed(s))
+        run_chain(tractable, torch.zeros(8, 1, 1, 1), labels, ChainSettings(), torch.Generator().manual_seed(s))
         for s in (1, 1, 2)
     ]
     assert torch.equal(ends[0][0], ends[1][0]) and torch.equal(ends[0][1], ends[1][1])
