@@ -1,10 +1,8 @@
 """Training: the one place that knows model, loss, chain and buffer together."""
 
-import contextlib
 import os
 import time
 from collections import defaultdict
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 
@@ -23,23 +21,10 @@ from .image_processing_jem import JemImageProcessor, to_pixels
 from .losses import contrastive_divergence, equilibrium_matching, nearest_neighbour_entropy
 from .metrics import prediction_metrics
 from .modeling_jem import JemModel
+from .negative_samples import NegativeSampler, frozen
 from .plots import image_grid
-from .replay_buffer import ReplayBuffer, dequantise
-from .sampling_jem import last_langevin_step, run_chain
+from .replay_buffer import dequantise
 from .training_args import JemTrainingArguments
-
-
-@contextlib.contextmanager
-def frozen(model: torch.nn.Module):
-    """No graph and no gradient for the parameters of `model`."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
 
 
 class JemTrainer(Trainer):
@@ -59,7 +44,7 @@ class JemTrainer(Trainer):
         self.generator = torch.Generator(self.model.device).manual_seed(args.seed + args.process_index)
         self.ema = AveragedModel(self.model, multi_avg_fn=self._average)
         self.ema.requires_grad_(False)
-        self.buffer = None
+        self.negatives = NegativeSampler(self.model, args, self.generator)
         self.card = {}  # what `cards.write_card` is told: name, dataset, recipe, licence, ...
         self._log_values, self._log_images, self._log_time = defaultdict(list), 0, time.time()
         self.add_callback(_StepCallback(self))
@@ -121,7 +106,8 @@ class JemTrainer(Trainer):
     def _contrastive_loss(self, model, x, labels):
         """Contrastive divergence with its extra terms, what to log, and the distribution of the data's labels."""
         args, head = self.args, self.model.head
-        samples, sample_labels, others = self._sample(x)
+        with self.accelerator.autocast():
+            samples, sample_labels, others = self.negatives.draw(x)
         if args.data_noise:
             x = (x + args.data_noise * torch.empty_like(x).normal_(generator=self.generator)).clamp(-1, 1)
         potentials = model(pixel_values=torch.cat([x, samples.detach()]), potentials_only=True).potentials
@@ -148,47 +134,6 @@ class JemTrainer(Trainer):
             loss = loss - args.entropy_weight * entropy
             stats["entropy"] = entropy
         return loss, stats, of_data
-
-    # Chains
-
-    def _sample(self, x):
-        """Run as many chains as `x` has images.
-
-        Returns images and labels at their ends, which go to the buffer, and 100 images that it held before. Images
-        keep the graph of their last step where a term of the loss needs it.
-        """
-        args, settings = self.args, self.args.chain()
-        if self.buffer is None:
-            self.buffer = self._initial_buffer(x)
-        free = torch.full((len(x), len(self.model.config.attributes)), -1, device=x.device)
-        through_last_step = bool(args.kl_weight or args.entropy_weight)
-        with self.accelerator.autocast():
-            with frozen(self.model):
-                num_steps = settings.num_steps - through_last_step
-                chain = replace(settings, num_steps=num_steps)
-                x, labels = run_chain(self.model.label_distribution, self._chain_start(x), free, chain, self.generator)
-            if through_last_step:
-                x = last_langevin_step(self.model.label_distribution, x, labels, settings, self.generator)
-        others, _ = self.buffer.sample(100, self.generator)
-        self.buffer.push(x.detach(), labels, self.generator)
-        return x, labels, others
-
-    def _chain_start(self, x):
-        """Where chains start; no labels, for the first Gibbs draw replaces them all."""
-        args, generator = self.args, self.generator
-        if args.chain_start == "data":
-            t = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
-            return torch.lerp(torch.empty_like(x).normal_(generator=generator), x, t).clamp(-1, 1)
-        start, _ = self.buffer.sample(len(x), generator)
-        start = augment(start, args.buffer_flip, args.buffer_blur, generator)
-        restart = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < args.restart_probability
-        return torch.where(restart, torch.empty_like(start).uniform_(-1, 1, generator=generator), start)
-
-    def _initial_buffer(self, x):
-        shape = (self.args.buffer_size, *x.shape[1:])
-        images = torch.randint(256, shape, generator=self.generator, device=x.device, dtype=torch.uint8)
-        labels = torch.full((len(images), len(self.model.config.attributes)), -1, device=x.device)
-        return ReplayBuffer(images, labels, self.args.buffer_policy)
 
     # The loop around them
 
@@ -331,9 +276,7 @@ class JemTrainer(Trainer):
             weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
             weights["num_averaged"] = self.ema.n_averaged
             save_file(weights, os.path.join(output_dir, "training_weights.safetensors"))
-        state = {"generator": self.generator.get_state()}
-        if self.buffer is not None:
-            state |= self.buffer.state_dict()
+        state = {"generator": self.generator.get_state(), **self.negatives.state_dict()}
         save_file(state, os.path.join(output_dir, self._chain_state_name()))
 
     def _load_optimizer_and_scheduler(self, checkpoint):
@@ -346,9 +289,7 @@ class JemTrainer(Trainer):
         self.model.load_state_dict(weights)
         state = load_file(os.path.join(checkpoint, self._chain_state_name()))
         self.generator.set_state(state.pop("generator"))
-        if state:
-            self.buffer = ReplayBuffer(state["images"], state["labels"], self.args.buffer_policy)
-            self.buffer.load_state_dict({name: value.to(self.model.device) for name, value in state.items()})
+        self.negatives.load_state_dict(state)
 
     def _chain_state_name(self):
         return f"chain_state_{self.args.process_index}.safetensors"

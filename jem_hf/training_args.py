@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 from .sampling_jem import ChainSettings
 
 OBJECTIVES = ("joint_cd", "warmup", "jem", "classifier")
+CHAIN_STARTS = ("buffer", "noise", "data", "noised_data", "flow", "mixed")  # see NegativeSampler.start
 
 
 def _arg(default, help):
@@ -43,7 +44,7 @@ class JemTrainingArguments(TrainingArguments):
     chain_step_size: float = _arg(4.0, "factor of the gradient")
     chain_noise: float = _arg(0.002, "standard deviation of the noise of a step")
     gibbs_every: int = _arg(2, "labels of samples are drawn anew before every so many steps")
-    chain_start: str = _arg("buffer", "where chains start: buffer, or data (partly replaced by noise)")
+    chain_start: str = _arg("buffer", "where chains start: buffer, noise, data, noised_data, flow or mixed")
     buffer_size: int = _arg(10_000, "pairs in the replay buffer of each process")
     buffer_policy: str = _arg("fifo", "fifo or reservoir")
     restart_probability: float = _arg(0.05, "share of chains that start from noise")
@@ -71,7 +72,7 @@ class JemTrainingArguments(TrainingArguments):
         self.label_names = self.label_names or ["labels"]
         choices = {
             "objective": OBJECTIVES,
-            "chain_start": ("buffer", "data"),
+            "chain_start": CHAIN_STARTS,
             "buffer_policy": ("fifo", "reservoir"),
         }
         for name, allowed in choices.items():

@@ -22,7 +22,7 @@ args = JemTrainingArguments(
 trainer = JemTrainer(model=JemModel(config), args=args, train_dataset=data, eval_dataset=data)
 trainer.train()
 torch.save(trainer.model.state_dict(), f"{sys.argv[1]}/rank{args.process_index}.pt")
-torch.save(trainer.buffer.images, f"{sys.argv[1]}/buffer{args.process_index}.pt")
+torch.save(trainer.negatives.buffer.images, f"{sys.argv[1]}/buffer{args.process_index}.pt")
 """
 
 

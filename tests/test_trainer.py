@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from jem_hf import JemModel, JemTrainer, JemTrainingArguments
-from jem_hf.trainer import frozen
+from jem_hf.negative_samples import frozen
 
 CHAIN = dict(chain_steps=3, chain_step_size=0.1, buffer_size=64, gibbs_every=1)
 
@@ -48,7 +48,7 @@ def train(config, tensors, folder, resume=None, **kwargs):
                 "warmup_weight": 1.0,
                 "energy_penalty": 1e-3,
                 "data_noise": 0.02,
-                "chain_start": "data",
+                "chain_start": "noised_data",
                 **CHAIN,
             },
             {"log_p_last_step", "entropy", "matching"},
@@ -112,8 +112,8 @@ def test_resume_is_exact(config, tensors, tmp_path):
     for name, value in whole.ema.state_dict().items():
         assert torch.equal(value, resumed.ema.state_dict()[name]), name
     assert torch.equal(whole.generator.get_state(), resumed.generator.get_state())
-    for name, value in whole.buffer.state_dict().items():
-        assert torch.equal(value, resumed.buffer.state_dict()[name]), name
+    for name, value in whole.negatives.state_dict().items():
+        assert torch.equal(value, resumed.negatives.state_dict()[name]), name
 
 
 def test_saved_model_is_the_moving_average(config, tensors, tmp_path):
@@ -131,7 +131,7 @@ def fixed_chain_trainer(config, tensors, folder, **kwargs):
     generator = torch.Generator().manual_seed(3)
     data, samples, others = (torch.rand(4, 3, 8, 8, generator=generator) * 2 - 1 for _ in range(3))
     labels, sample_labels = tensors.labels[:4], tensors.labels[4:8]
-    trainer._sample = lambda x: (samples, sample_labels, others)
+    trainer.negatives.draw = lambda x: (samples, sample_labels, others)
     return trainer, data, labels, samples, sample_labels, others
 
 
@@ -157,7 +157,7 @@ def test_extra_terms_act_through_the_last_step(config, tensors, tmp_path):
         config, tensors, tmp_path, kl_weight=2.0, entropy_weight=0.5
     )
     shift = torch.zeros(1, requires_grad=True)  # stands for what the last step owes to the parameters
-    trainer._sample = lambda x: (samples + shift, sample_y, others)
+    trainer.negatives.draw = lambda x: (samples + shift, sample_y, others)
     loss, _, _ = trainer._contrastive_loss(trainer.model, x, y)
     moved = samples + shift
     log_p = trainer.model.log_joint(moved, sample_y).mean()
@@ -173,7 +173,7 @@ def test_extra_terms_act_through_the_last_step(config, tensors, tmp_path):
 
 def test_jem_loss_is_log_p_y_given_x_plus_log_p_x(config, tensors, tmp_path):
     trainer, x, y, samples, _, others = fixed_chain_trainer(config, tensors, tmp_path)
-    trainer._sample = lambda x: (samples, torch.full_like(y, -1), others)
+    trainer.negatives.draw = lambda x: (samples, torch.full_like(y, -1), others)
     loss, _ = trainer._jem_loss(trainer.model, x, y)
     model = trainer.model
     marginal = model.log_marginal(samples).mean() - model.log_marginal(x).mean()
@@ -223,7 +223,7 @@ def test_frozen_gives_parameters_back(model):
     "kwargs, message",
     [
         ({"objective": "cd"}, "unknown objective 'cd'"),
-        ({"chain_start": "noise"}, "chain_start"),
+        ({"chain_start": "nowhere"}, "chain_start"),
         ({"buffer_policy": "lifo"}, "buffer_policy"),
         ({"chain_steps": 0}, "chain_steps"),
         ({"chain_steps": 1, "kl_weight": 1.0}, "chain_steps of 2"),

@@ -22,8 +22,8 @@ paper = load_recipe("paper-celeba")
 PAPER = {name: value for name, value in (paper.model | paper.training).items() if not name.startswith("backbone")}
 STARTS = {
     "buffer": {"chain_start": "buffer"},
-    "noise": {"chain_start": "buffer", "restart_probability": 1.0},
-    "data": {"chain_start": "data"},
+    "noise": {"chain_start": "noise"},
+    "data": {"chain_start": "noised_data"},
 }
 
 

@@ -1,0 +1,118 @@
+"""Negative samples of contrastive divergence: where their chains start, and how far they go."""
+
+import contextlib
+from dataclasses import replace
+
+import torch
+
+from .augmentation import augment
+from .replay_buffer import ReplayBuffer
+from .sampling_jem import flow_settings, initial_noise, last_langevin_step, run_chain
+
+NUM_FLOW_STEPS = 8
+
+
+@contextlib.contextmanager
+def frozen(model: torch.nn.Module):
+    """No graph and no gradient for the parameters of `model`."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+class NegativeSampler:
+    """
+    Runs the chains of a training step; what they end with goes to a replay buffer.
+
+    Args:
+        model: The [`JemModel`] in training.
+        args: [`JemTrainingArguments`], whose `chain_start`, `buffer_*` and `restart_probability` it follows.
+        generator (`torch.Generator`): Source of all randomness, on the device of the model.
+    """
+
+    def __init__(self, model, args, generator: torch.Generator):
+        self.model, self.args, self.generator = model, args, generator
+        self.buffer = None
+
+    def draw(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Run as many chains as there are images `x` (B, C, H, W) of the data, in [-1, 1].
+
+        Returns:
+            Images (B, C, H, W) and labels (B, K) at their ends, and 100 images that the buffer held before. Images
+            keep the graph of their last step where a term of the loss needs it.
+        """
+        args, settings, model = self.args, self.args.chain(), self.model
+        if self.buffer is None:
+            self.buffer = self._initial_buffer(x)
+        through_last_step = bool(args.kl_weight or args.entropy_weight)
+        chain = replace(settings, num_steps=settings.num_steps - through_last_step)
+        with frozen(model):
+            start = self.start(x)
+            x, labels = run_chain(model.label_distribution, start, self._free(x), chain, self.generator)
+        if through_last_step:
+            x = last_langevin_step(model.label_distribution, x, labels, settings, self.generator)
+        others, _ = self.buffer.sample(100, self.generator)
+        self.buffer.push(x.detach(), labels, self.generator)
+        return x, labels, others
+
+    def start(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        Where the chains start, (B, C, H, W); no labels, for the first Gibbs draw replaces them all.
+
+        By `chain_start`: "noise" (short-run chains: Nijkamp et al. 2019), "data" (CD-k: Hinton 2002), "noised_data" (a
+        random way between the two), "flow" (a few steps of gradient flow from noise, as the warm-up samples), "buffer"
+        (persistent chains: Tieleman 2008, a share of them restarted), "mixed" (noise, noised data or buffer).
+        """
+        return getattr(self, f"_from_{self.args.chain_start}")(x)
+
+    def _from_data(self, x):
+        return x
+
+    def _from_noise(self, x):
+        return initial_noise("langevin", x.shape, x.device, self.generator)
+
+    def _from_noised_data(self, x):
+        t = torch.rand(len(x), 1, 1, 1, generator=self.generator, device=x.device)
+        return torch.lerp(initial_noise("flow", x.shape, x.device, self.generator), x, t).clamp(-1, 1)
+
+    def _from_flow(self, x):
+        noise = initial_noise("flow", x.shape, x.device, self.generator)
+        flow = flow_settings(NUM_FLOW_STEPS, self.model.config.flow_time, gibbs_every=1)
+        return run_chain(self.model.label_distribution, noise, self._free(x), flow, self.generator)[0].clamp(-1, 1)
+
+    def _from_buffer(self, x):
+        args, generator = self.args, self.generator
+        start, _ = self.buffer.sample(len(x), generator)
+        start = augment(start, args.buffer_flip, args.buffer_blur, generator)
+        restart = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < args.restart_probability
+        return torch.where(restart, self._from_noise(x), start)
+
+    def _from_mixed(self, x):
+        kind = torch.randint(3, (len(x), 1, 1, 1), generator=self.generator, device=x.device)
+        rest = torch.where(kind == 1, self._from_noised_data(x), self._from_buffer(x))
+        return torch.where(kind == 0, self._from_noise(x), rest)
+
+    def _free(self, x):
+        return torch.full((len(x), len(self.model.config.attributes)), -1, device=x.device)
+
+    def _initial_buffer(self, x):
+        shape = (self.args.buffer_size, *x.shape[1:])
+        images = torch.randint(256, shape, generator=self.generator, device=x.device, dtype=torch.uint8)
+        return ReplayBuffer(images, self._free(images), self.args.buffer_policy)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The buffer; empty before the first chain."""
+        return {} if self.buffer is None else self.buffer.state_dict()
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.buffer = None
+        if state:
+            state = {name: value.to(self.model.device) for name, value in state.items()}
+            self.buffer = ReplayBuffer(state["images"], state["labels"], self.args.buffer_policy)
+            self.buffer.load_state_dict(state)

@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from jem_hf import JemTrainingArguments
+from jem_hf.negative_samples import NUM_FLOW_STEPS, NegativeSampler
+from jem_hf.sampling_jem import flow_settings, run_chain
+from jem_hf.training_args import CHAIN_STARTS
+
+
+def sampler(model, tmp_path, **kwargs):
+    settings = dict(objective="joint_cd", chain_steps=3, buffer_size=64, use_cpu=True, per_device_train_batch_size=8)
+    args = JemTrainingArguments(str(tmp_path), **{**settings, **kwargs})
+    return NegativeSampler(model, args, torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def data(tensors):
+    return tensors.images[:32] / 127.5 - 1
+
+
+@pytest.mark.parametrize("start", CHAIN_STARTS)
+def test_chains_end_in_the_buffer_and_come_back(start, model, data, tmp_path):
+    """The same seed gives the same chains; their ends replace the oldest of the buffer; a copy goes on alike."""
+    first, again = (sampler(model, tmp_path, chain_start=start) for _ in range(2))
+    x, labels, others = first.draw(data)
+    assert torch.equal(x, again.draw(data)[0]) and x.abs().max() <= 1
+    assert labels.shape == (32, 3) and (labels >= 0).all() and len(others) == 100
+    held = first.buffer.images[:32] / 128 - 1
+    assert (held - x).abs().max() <= 1 / 64 and torch.equal(first.buffer.labels[:32], labels)
+    again.load_state_dict({name: value.clone() for name, value in first.state_dict().items()})
+    again.generator.set_state(first.generator.get_state())
+    assert torch.equal(first.draw(data)[0], again.draw(data)[0])
+
+
+def test_starts(model, data, tmp_path):
+    starts = {}
+    for name in CHAIN_STARTS:
+        negatives = sampler(model, tmp_path, chain_start=name, restart_probability=0.25, buffer_size=2000)
+        negatives.buffer = negatives._initial_buffer(data)
+        negatives.buffer.images.fill_(255)  # white, unlike noise and data
+        starts[name] = negatives.start(data.repeat(32, 1, 1, 1))
+    many = data.repeat(32, 1, 1, 1)
+    assert torch.equal(starts["data"], many)
+    assert starts["noise"].abs().max() <= 1 and abs(starts["noise"].var() - 1 / 3) < 0.01
+    near = (starts["noised_data"] - many).flatten(1).square().mean(1)
+    assert near.min() < 0.05 and near.max() > 0.5
+    white = (starts["buffer"] > 0.9).flatten(1).all(1)
+    assert 0.2 < 1 - white.float().mean() < 0.3  # restarted from noise
+    assert 0.2 < (starts["mixed"] > 0.9).flatten(1).all(1).float().mean() < 0.3  # a third, less restarts
+
+
+def test_flow_starts_are_short_flows_from_noise(model, data, tmp_path):
+    negatives = sampler(model, tmp_path, chain_start="flow")
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.empty_like(data).normal_(generator=generator)
+    settings = flow_settings(NUM_FLOW_STEPS, model.config.flow_time, gibbs_every=1)
+    free = torch.full((32, 3), -1)
+    expected, _ = run_chain(model.label_distribution, noise, free, settings, generator)
+    assert torch.equal(negatives.start(data), expected.clamp(-1, 1))
