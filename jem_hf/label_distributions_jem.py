@@ -7,14 +7,11 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
+from .label_samplers_jem import gibbs, one_hot, start_labels
+
 MAX_ENUMERATED = 1024  # label vectors, up to which sums over labels are exact
 NUM_SWEEPS = 32  # Gibbs sweeps where there are more
 NUM_CHAINS = 4
-
-
-def one_hot(labels: torch.Tensor, num_values: list[int]) -> torch.Tensor:
-    """Labels (..., K) to floats (..., K, V) with V = max V_k."""
-    return F.one_hot(labels, max(num_values)).float()
 
 
 class ProductDistribution:
@@ -42,6 +39,10 @@ class ProductDistribution:
             observed = missing + weights * (observed - missing)
         return torch.where(labels >= 0, observed, missing).sum(-1)
 
+    def score(self, encoded: torch.Tensor) -> torch.Tensor:
+        """`log p~(x, y)` (..., B) of one-hot labels (..., B, K, V), differentiable in them."""
+        return (self.logits.masked_fill(self.logits == -torch.inf, 0.0) * encoded).sum((-2, -1))
+
     def log_marginal(self) -> torch.Tensor:
         """`log p~(x)` (B,)."""
         return self.logits.logsumexp(-1).sum(-1)
@@ -50,9 +51,18 @@ class ProductDistribution:
         """(B, K, V), whose softmax is `p(y_k | x, all other labels)`, from labels (B, K)."""
         return self.logits
 
-    def marginal_logits(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, K, V), whose softmax is the prediction `p(y_k | x)`, and the standard error of those probabilities."""
-        return self.logits, torch.zeros_like(self.logits)
+    def marginal_logits(self, labels: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The prediction, `p(y_k | x, y_O)` where labels (B, K) are given (-1: missing).
+
+        Returns:
+            (B, K, V), whose softmax it is, and the standard error of those probabilities: none here.
+        """
+        logits = self.logits
+        if labels is not None:
+            elsewhere = F.one_hot(labels.clamp(min=0), logits.shape[-1]) == 0
+            logits = logits.masked_fill(elsewhere & (labels >= 0)[..., None], -torch.inf)
+        return logits, torch.zeros_like(logits)
 
     def draw(self, labels: torch.Tensor, generator=None, start: torch.Tensor | None = None) -> torch.Tensor:
         """Labels (B, K) with every -1 replaced by an exact draw from `p(y_k|x)`; `start` is not needed."""
@@ -94,9 +104,7 @@ class InteractingDistribution:
             return self.score(one_hot(labels, self.num_values))
         if not self.is_exact:
             return self._annealed(labels)
-        vectors, scores = self._enumerated()
-        allowed = ((labels < 0) | (labels == vectors[:, None])).all(-1)
-        return scores.masked_fill(~allowed, -torch.inf).logsumexp(0)
+        return self._enumerated(labels)[1].logsumexp(0)
 
     def log_marginal(self) -> torch.Tensor:
         """`log p~(x)` (B,): `log_joint` of labels that are all missing."""
@@ -105,26 +113,34 @@ class InteractingDistribution:
     def conditional_logits(self, labels: torch.Tensor, generator=None) -> torch.Tensor:
         """(B, K, V), whose softmax is `p(y_k | x, all other labels)`, from labels (B, K); missing ones are drawn."""
         encoded = one_hot(self.draw(labels, generator), self.num_values)
-        logits = [self._conditional(encoded, k) for k in range(len(self.num_values))]
-        width = max(self.num_values)
-        return torch.stack([F.pad(each, (0, width - each.shape[1]), value=-torch.inf) for each in logits], dim=1)
+        values = torch.eye(encoded.shape[-1], device=self.device)[:, None]
+        logits = []
+        for k, num in enumerate(self.num_values):
+            options = encoded.repeat(num, 1, 1, 1)
+            options[:, :, k] = values[:num]
+            logits.append(F.pad(self.score(options).T, (0, encoded.shape[-1] - num), value=-torch.inf))
+        return torch.stack(logits, dim=1)
 
     @torch.no_grad()
-    def marginal_logits(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, K, V), whose softmax is the prediction `p(y_k | x)`, and the standard error of those probabilities."""
+    def marginal_logits(self, labels: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The prediction, `p(y_k | x, y_O)` where labels (B, K) are given (-1: missing).
+
+        Returns:
+            (B, K, V), whose softmax it is, and the standard error of those probabilities: none where sums are exact.
+        """
+        labels = self._missing() if labels is None else labels
         if self.is_exact:
-            vectors, scores = self._enumerated()
+            vectors, scores = self._enumerated(labels)
             probabilities = torch.einsum("nb,nkv->bkv", scores.softmax(0), one_hot(vectors, self.num_values))
             return probabilities.log(), torch.zeros_like(probabilities)
-        generator = self._generator()
-        chains = []
+        generator, chains = self._generator(), []
         for _ in range(NUM_CHAINS):
-            labels, total = self._uniform(self._missing(), generator), 0.0
-            for sweep in range(NUM_SWEEPS):
-                labels = self._sweep(labels, self._missing(), generator)
-                if sweep >= NUM_SWEEPS // 4:
-                    total = total + self.conditional_logits(labels).softmax(-1)
-            chains.append(total / (NUM_SWEEPS - NUM_SWEEPS // 4))
+            current, total = self._gibbs(labels, NUM_SWEEPS // 4, generator), 0.0
+            for _ in range(NUM_SWEEPS):
+                current = self._gibbs(labels, 1, generator, current)
+                total = total + self.conditional_logits(current).softmax(-1)
+            chains.append(torch.where((labels < 0)[..., None], total / NUM_SWEEPS, one_hot(labels, self.num_values)))
         chains = torch.stack(chains)
         return chains.mean(0).log(), chains.std(0) / NUM_CHAINS**0.5
 
@@ -136,14 +152,9 @@ class InteractingDistribution:
         Exact by enumeration, else by Gibbs: one sweep from `start` (B, K), or `NUM_SWEEPS` from uniform labels.
         """
         if self.is_exact:
-            vectors, scores = self._enumerated()
-            allowed = ((labels < 0) | (labels == vectors[:, None])).all(-1)
-            rows = torch.multinomial(scores.masked_fill(~allowed, -torch.inf).softmax(0).T, 1, generator=generator)
-            return vectors[rows[:, 0]]
-        current = self._uniform(labels, generator) if start is None else torch.where(labels >= 0, labels, start)
-        for _ in range(NUM_SWEEPS if start is None else 1):
-            current = self._sweep(current, labels, generator)
-        return current
+            vectors, scores = self._enumerated(labels)
+            return vectors[torch.multinomial(scores.softmax(0).T, 1, generator=generator)[:, 0]]
+        return self._gibbs(labels, NUM_SWEEPS if start is None else 1, generator, start)
 
     def _missing(self) -> torch.Tensor:
         return torch.full((self.batch_size, len(self.num_values)), -1, device=self.device)
@@ -151,43 +162,29 @@ class InteractingDistribution:
     def _generator(self) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(0)
 
-    def _enumerated(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """All N label vectors (N, K) and their scores (N, B)."""
+    def _enumerated(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """All N label vectors (N, K) and their scores (N, B), -inf where they differ from the labels (B, K) given."""
         vectors = torch.tensor(list(product(*map(range, self.num_values))), device=self.device)
-        encoded = one_hot(vectors, self.num_values)[:, None]
-        return vectors, self.score(encoded.expand(-1, self.batch_size, -1, -1))
+        encoded = one_hot(vectors, self.num_values)[:, None].expand(-1, self.batch_size, -1, -1)
+        allowed = ((labels < 0) | (labels == vectors[:, None])).all(-1)
+        return vectors, self.score(encoded).masked_fill(~allowed, -torch.inf)
 
-    def _conditional(self, encoded: torch.Tensor, k: int) -> torch.Tensor:
-        """`log p~(x, y)` (B, V_k) with label k at each of its values and the others as in the one-hot (B, K, V)."""
-        values = torch.eye(encoded.shape[-1], device=self.device)[: self.num_values[k], None]
-        options = encoded.repeat(self.num_values[k], 1, 1, 1)
-        options[:, :, k] = values
-        return self.score(options).T
+    def _gibbs(self, labels, num_sweeps, generator, start=None, temperature=1.0) -> torch.Tensor:
+        def log_prob(encoded):
+            return self.score(encoded.unflatten(0, (-1, self.batch_size))).flatten()
 
-    def _uniform(self, labels: torch.Tensor, generator) -> torch.Tensor:
-        sizes = torch.tensor(self.num_values, device=self.device)
-        draws = (torch.rand(labels.shape, generator=generator, device=self.device) * sizes).long()
-        return torch.where(labels >= 0, labels, draws)
-
-    def _sweep(self, current: torch.Tensor, labels: torch.Tensor, generator, inverse_temperature=1.0) -> torch.Tensor:
-        """Every label that is -1 in `labels` drawn anew given all others in `current`, in turn."""
-        current, encoded = current.clone(), one_hot(current, self.num_values)
-        for k in (labels < 0).any(0).nonzero()[:, 0].tolist():
-            probabilities = (inverse_temperature * self._conditional(encoded, k)).softmax(-1)
-            draws = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-            current[:, k] = torch.where(labels[:, k] < 0, draws, current[:, k])
-            encoded[:, k] = F.one_hot(current[:, k], encoded.shape[-1]).to(encoded.dtype)
-        return current
+        settings = dict(num_steps=num_sweeps, temperature=temperature, start=start, generator=generator)
+        return gibbs(log_prob, labels, self.num_values, **settings)[0]
 
     def _annealed(self, labels: torch.Tensor) -> torch.Tensor:
         """The value by importance weights from uniform labels on, the gradient at the last ones."""
         generator = self._generator()
         with torch.no_grad():
-            current = self._uniform(labels, generator)
+            current = start_labels(labels, self.num_values, generator=generator)
             sizes = torch.tensor(self.num_values, device=self.device).float()
             value = torch.where(labels < 0, sizes.log(), 0.0).sum(-1)
             for step in range(NUM_SWEEPS):
                 value = value + self.score(one_hot(current, self.num_values)) / NUM_SWEEPS
-                current = self._sweep(current, labels, generator, (step + 1) / NUM_SWEEPS)
+                current = self._gibbs(labels, 1, generator, current, temperature=NUM_SWEEPS / (step + 1))
         score = self.score(one_hot(current, self.num_values))
         return value + score - score.detach()

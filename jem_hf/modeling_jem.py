@@ -121,14 +121,19 @@ class JemModel(OnHub, PreTrainedModel):
         return self.label_distribution(pixel_values).log_marginal()
 
     def predict_proba(
-        self, pixel_values: torch.Tensor, return_standard_error: bool = False
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, return_standard_error: bool = False
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """
-        `p(y_k = v | x)` of shape (B, K, V), and its standard error if asked for.
+        `p(y_k = v | x)` of shape (B, K, V), or `p(y_k = v | x, y_O)`, and its standard error if asked for.
 
         Exact (error 0) for the head "product" and for few attributes, else by Gibbs sampling.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape (B, C, H, W)): Images in [-1, 1].
+            labels (`torch.LongTensor` of shape (B, K), *optional*): What is known, -1 where missing.
         """
-        logits, error = self.label_distribution(pixel_values).marginal_logits()
+        labels = None if labels is None else self._checked(labels)
+        logits, error = self.label_distribution(pixel_values).marginal_logits(labels)
         return (logits.softmax(-1), error) if return_standard_error else logits.softmax(-1)
 
     def forward(

@@ -1,10 +1,11 @@
 """Chains over images and labels. They see a function from images to distributions of labels, and no model class."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from .image_samplers_jem import IMAGE_SAMPLERS, ChainInfo
 from .label_distributions_jem import InteractingDistribution, ProductDistribution
 
 LabelDistribution = ProductDistribution | InteractingDistribution
@@ -44,67 +45,60 @@ def initial_noise(sampler: str, shape: tuple[int, ...], device=None, generator=N
     return noise.normal_(generator=generator) if sampler == "flow" else noise.uniform_(-1, 1, generator=generator)
 
 
-@dataclass
-class ChainInfo:
+@dataclass(frozen=True)
+class Condition:
     """
-    What a chain looked like before each step, all of shape (B,) and on the chain's device.
+    What images are to show: `log p~(x, y_O)`, or more than one label vector together.
 
     Args:
-        step (`int`): 0 to `num_steps - 1`.
-        log_joint: `log p~(x, y)`, guided where the chain is.
-        grad_norm: Euclidean norm of its gradient.
-        saturated: Share of the pixels at or beyond -1 or 1.
+        labels (`torch.LongTensor` of shape (B, K) or (B, M, K)): -1 where free. M label vectors are alternatives that
+            exclude each other, `NEVER` where there are fewer: `log p~(x, R) = logsumexp_m log p~(x, y_m)`.
+        weights (`torch.Tensor` of shape (B, K)): Factors of `log p(y_k|x)`.
+        shares (`torch.Tensor` of shape (B, M)): The M label vectors are mixed: `sum_m shares_m log p~(x, y_m)`.
     """
 
-    step: int
-    log_joint: torch.Tensor
-    grad_norm: torch.Tensor
-    saturated: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor | None = None
+    shares: torch.Tensor | None = None
+
+    def log_joint(self, distribution: LabelDistribution) -> torch.Tensor:
+        """(B,), unnormalised."""
+        if self.labels.ndim == 2:
+            return distribution.log_joint(self.labels, self.weights)
+        each = torch.stack([distribution.log_joint(labels, self.weights) for labels in self.labels.unbind(1)], dim=1)
+        if self.shares is not None:
+            return (self.shares * each).sum(1)
+        return each.masked_fill((self.labels == NEVER).any(-1), -torch.inf).logsumexp(1)
+
+    def guided(
+        self, distribution: LabelDistribution, guidance_scale: float, contrast: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        `log p~(x) + g log p(R|x)` (B,), for g = 1 the log-joint itself. One gradient serves any g.
+
+        Where labels cannot be summed out, `contrast` (B, K) are labels drawn from `p(y|x)`: `log p~(x, contrast)` then
+        has the gradient of `log p~(x)` on average (Fisher's identity).
+        """
+        joint = self.log_joint(distribution)
+        if guidance_scale == 1:
+            return joint
+        marginal = distribution.log_marginal() if contrast is None else distribution.log_joint(contrast)
+        return guidance_scale * joint + (1 - guidance_scale) * marginal
 
 
-def log_request(distribution: LabelDistribution, labels: torch.Tensor, weights: torch.Tensor | None = None):
-    """
-    `log p~(x, R)` (B,) of requests R.
-
-    Args:
-        labels: (B, K), -1 where free; or (B, M, K), M alternatives that exclude each other, `NEVER` where there are
-            fewer: `log p~(x, R) = logsumexp_m log p~(x, y_m)`.
-        weights: (B, K), factors of `log p(y_k|x)`.
-    """
-    if labels.ndim == 2:
-        return distribution.log_joint(labels, weights)
-    alternatives = torch.stack([distribution.log_joint(each, weights) for each in labels.unbind(1)])
-    return alternatives.masked_fill((labels == NEVER).any(-1).T, -torch.inf).logsumexp(0)
-
-
-def guided_log_joint(
-    distribution: LabelDistribution,
-    labels: torch.Tensor,
-    guidance_scale: float,
-    weights: torch.Tensor | None = None,
-    contrast: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """
-    `log p~(x) + g log p(R|x)` (B,), for g = 1 the log-joint itself. One gradient serves any g.
-
-    Where labels cannot be summed out, `contrast` (B, K) are labels drawn from `p(y|x)`: `log p~(x, contrast)` then has
-    the gradient of `log p~(x)` on average (Fisher's identity).
-    """
-    joint = log_request(distribution, labels, weights)
-    if guidance_scale == 1:
-        return joint
-    marginal = distribution.log_marginal() if contrast is None else distribution.log_joint(contrast)
-    return guidance_scale * joint + (1 - guidance_scale) * marginal
+def as_condition(labels: "torch.Tensor | Condition") -> Condition:
+    """Labels (B, K) as the condition to show them."""
+    return labels if isinstance(labels, Condition) else Condition(labels)
 
 
 def run_chain(
     label_distribution: Callable[[torch.Tensor], LabelDistribution],
     x: torch.Tensor,
-    labels: torch.Tensor,
+    condition: torch.Tensor | Condition,
     settings: ChainSettings,
     generator: torch.Generator | None = None,
     callback: Callable[[torch.Tensor, ChainInfo], bool | None] | None = None,
-    weights: torch.Tensor | None = None,
+    project: Callable[[torch.Tensor, float], torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Gibbs on the free labels interleaved with Langevin on the images (Kelly et al. 2021, algorithm 1).
@@ -114,36 +108,38 @@ def run_chain(
     Args:
         label_distribution: Function from images (B, C, H, W) to the distribution of their labels.
         x: Start of the images.
-        labels: (B, K), -1 where free, labels that are given stay as they are; or alternatives, see [`log_request`].
+        condition: Labels (B, K), -1 where free, or a [`Condition`]. Labels that are given stay as they are.
         settings: How the chain moves.
         generator: Source of all randomness.
         callback: Called with the images and [`ChainInfo`] before each step; True stops the chain.
-        weights: (B, K), see [`log_request`].
+        project: Called with the images after each step and the share of the steps done; what it returns goes on.
 
     Returns:
         The images and the labels at the end, detached. Labels stay -1 where they were marginalised.
     """
-    x = x.detach()
-    current, drawn, contrast = labels, None, None
+    x, condition = x.detach(), as_condition(condition)
+    labels, drawn, contrast = condition.labels, None, None
     for step in range(settings.num_steps):
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
             distribution = label_distribution(x)
             gibbs_every = settings.gibbs_every or int(not distribution.is_exact)
             if gibbs_every and step % gibbs_every == 0 and labels.ndim == 2:
-                current = drawn = distribution.draw(labels, generator, start=drawn)
+                drawn = distribution.draw(labels, generator, start=drawn)
+                condition = replace(condition, labels=drawn)
             if settings.guidance_scale != 1 and not distribution.is_exact:
                 free = torch.full((len(x), labels.shape[-1]), -1, device=x.device)
                 contrast = distribution.draw(free, generator, start=contrast)
-            log_density = guided_log_joint(distribution, current, settings.guidance_scale, weights, contrast)
+            log_density = condition.guided(distribution, settings.guidance_scale, contrast)
             (gradient,) = torch.autograd.grad(log_density.sum(), x)
         x = x.detach()
         if callback is not None:
             info = ChainInfo(
                 step=step,
-                log_joint=log_density.detach(),
+                energy=-log_density.detach(),
                 grad_norm=gradient.flatten(1).norm(dim=1),
                 saturated=(x.abs() >= 1).flatten(1).float().mean(1),
+                acceptance=torch.ones_like(log_density),
             )
             if callback(x, info):
                 break
@@ -152,7 +148,54 @@ def run_chain(
             x.add_(torch.empty_like(x).normal_(generator=generator), alpha=settings.noise_scale)
         if settings.clamp:
             x.clamp_(-1, 1)
-    return x, current
+        if project is not None:
+            x = project(x, (step + 1) / settings.num_steps)
+    return x, condition.labels
+
+
+def run_sampler(
+    sampler: str,
+    label_distribution: Callable[[torch.Tensor], LabelDistribution],
+    x: torch.Tensor,
+    condition: torch.Tensor | Condition,
+    *,
+    num_steps: int,
+    guidance_scale: float = 1.0,
+    gibbs_every: int = 0,
+    generator: torch.Generator | None = None,
+    callback: Callable[[torch.Tensor, ChainInfo], bool | None] | None = None,
+    **settings,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Images by a sampler of [`IMAGE_SAMPLERS`](image_samplers_jem.py); free labels as in [`run_chain`], by exact Gibbs.
+
+    Args:
+        sampler: Its name.
+        settings: Its own arguments, such as `step_size` and `temperature`.
+
+    Other arguments and returns as [`run_chain`] has them.
+    """
+    condition = as_condition(condition)
+    labels, done, stopped = condition.labels, 0, False
+
+    def observe(x, info):
+        nonlocal stopped
+        stopped = callback is not None and bool(callback(x, info._replace(step=done + info.step)))
+        return stopped
+
+    def log_density(x):
+        return condition.guided(label_distribution(x), guidance_scale)
+
+    while done < num_steps and not stopped:
+        if gibbs_every and labels.ndim == 2:
+            with torch.no_grad():
+                condition = replace(condition, labels=label_distribution(x).draw(labels, generator))
+        part = min(gibbs_every or num_steps, num_steps - done)
+        x, _ = IMAGE_SAMPLERS[sampler](
+            log_density, x, num_steps=part, generator=generator, callback=observe, **settings
+        )
+        done += part
+    return x, condition.labels
 
 
 def last_langevin_step(
@@ -164,7 +207,7 @@ def last_langevin_step(
 ) -> torch.Tensor:
     """One more Langevin step whose result still depends on the parameters (improved CD, Du et al. 2021, eq. 9)."""
     x = x.detach().requires_grad_(True)
-    log_density = guided_log_joint(label_distribution(x), labels, settings.guidance_scale)
+    log_density = Condition(labels).guided(label_distribution(x), settings.guidance_scale)
     (gradient,) = torch.autograd.grad(log_density.sum(), x, create_graph=True)
     noise = torch.empty_like(x).normal_(generator=generator)
     x = x + settings.step_size * gradient + settings.noise_scale * noise

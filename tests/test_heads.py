@@ -8,6 +8,7 @@ from scipy.stats import chisquare
 
 from jem_hf import JemModel, label_distributions_jem
 from jem_hf.heads_jem import HEADS
+from jem_hf.label_samplers_jem import one_hot
 from jem_hf.trainer import JemTrainer
 from jem_hf.training_args import JemTrainingArguments
 
@@ -32,7 +33,7 @@ def potentials(head):
 @pytest.fixture
 def scores(head, potentials):
     """log p~(x, y) (12, 4), one label vector at a time."""
-    encoded = label_distributions_jem.one_hot(VECTORS, NUM_VALUES)
+    encoded = one_hot(VECTORS, NUM_VALUES)
     return torch.stack([head.score(potentials, each.expand(4, -1, -1)) for each in encoded])
 
 
@@ -66,6 +67,13 @@ def test_sums_are_exact(head, potentials, scores):
         expected = torch.stack([posterior[VECTORS[:, k] == v].sum(0) for v in range(num)], 1)
         torch.testing.assert_close(logits[:, k].softmax(-1)[:, :num], expected)
     assert (logits[:, 0, 2] == -torch.inf).all() and (error == 0).all()
+    given = torch.tensor([[-1, 2, -1]]).expand(4, -1)
+    rows = VECTORS[:, 1] == 2
+    posterior = scores[rows].softmax(0)
+    logits, _ = distribution.marginal_logits(given)
+    for k, num in enumerate(NUM_VALUES):
+        expected = torch.stack([posterior[VECTORS[rows, k] == v].sum(0) for v in range(num)], 1)
+        torch.testing.assert_close(logits[:, k].softmax(-1)[:, :num], expected)
 
 
 def test_conditionals_are_exact(head, potentials, scores):
@@ -113,7 +121,7 @@ def test_gradient_of_an_estimated_sum_is_right_on_average(head, potentials, samp
     one = potentials[:1].clone().requires_grad_(True)
     many = one.expand(4000, *one.shape[1:])
     (gradient,) = torch.autograd.grad(sampled(many).log_marginal().mean(), one)
-    encoded = label_distributions_jem.one_hot(VECTORS, NUM_VALUES)
+    encoded = one_hot(VECTORS, NUM_VALUES)
     exact = torch.stack([head.score(one, each[None]) for each in encoded]).logsumexp(0)
     (expected,) = torch.autograd.grad(exact.sum(), one)
     torch.testing.assert_close(gradient, expected, atol=0.08, rtol=0)

@@ -8,8 +8,8 @@ import torch
 from jem_hf.label_distributions_jem import ProductDistribution
 from jem_hf.sampling_jem import (
     ChainSettings,
+    Condition,
     flow_settings,
-    guided_log_joint,
     initial_noise,
     last_langevin_step,
     run_chain,
@@ -93,8 +93,8 @@ def test_one_step_is_the_formula():
     x = torch.zeros(1, 1, 1, 1)
     logits = tractable_logits(x)
     torch.testing.assert_close(
-        guided_log_joint(tractable(x), labels, 3.0),
-        3 * guided_log_joint(tractable(x), labels, 1.0) - 2 * logits.logsumexp(-1).sum(-1),
+        Condition(labels).guided(tractable(x), 3.0),
+        3 * Condition(labels).guided(tractable(x), 1.0) - 2 * logits.logsumexp(-1).sum(-1),
     )
 
 
@@ -127,7 +127,7 @@ def test_callback_sees_every_step_and_can_stop():
     run_chain(tractable, torch.zeros(5, 1, 1, 1), labels, settings, callback=callback)
     assert [info.step for info in seen] == [0, 1, 2, 3, 4]
     assert torch.equal(frames[0], torch.zeros(5, 1, 1, 1)) and not torch.equal(frames[0], frames[4])
-    assert all(field.shape == (5,) for field in (seen[0].log_joint, seen[0].grad_norm, seen[0].saturated))
+    assert all(field.shape == (5,) for field in (seen[0].energy, seen[0].grad_norm, seen[0].saturated))
     assert torch.equal(seen[0].saturated, torch.zeros(5)) and (seen[0].grad_norm > 0).all()
 
 
