@@ -100,32 +100,79 @@ def _overrides(args: list[str]) -> dict[str, str]:
 @clear_errors
 def generate(
     model: Model,
-    request: Annotated[str, typer.Argument(help='What to draw, such as "Smiling & ~Male".')],
+    request: Annotated[str, typer.Argument(help='What to draw, such as "Smiling & (Hat | ~Male)".')],
     num_images: Annotated[int, typer.Option(min=1, help="Number of images.")] = 16,
+    to: Annotated[Optional[str], typer.Option(help="Another request: the images go from the one to it.")] = None,  # noqa: UP045
+    candidates: Annotated[Optional[int], typer.Option(min=1, help="Draw so many an image, keep the best.")] = None,  # noqa: UP045
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG file of the grid.")] = Path("grid.png"),
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    steps: Annotated[Optional[int], typer.Option(min=1, help="Network evaluations.")] = None,  # noqa: UP045
+    steps: Annotated[Optional[int], typer.Option(min=1, help="Steps of the chain.")] = None,  # noqa: UP045
     guidance: Annotated[Optional[float], typer.Option(help="Guidance scale; more obeys more.")] = None,  # noqa: UP045
     free: Annotated[Optional[str], typer.Option(help="Free attributes: complete, gibbs or marginalise.")] = None,  # noqa: UP045
+    sampler: Annotated[Optional[str], typer.Option(help="flow, langevin, mala, hmc, ...")] = None,  # noqa: UP045
+    sampler_kwargs: Annotated[Optional[str], typer.Option(help='Its arguments, such as "{step_size: 0.01}".')] = None,  # noqa: UP045
     as_json: Json = False,
 ):
     """Draw images for a combination of attributes into a PNG grid."""
+    _draw(
+        model,
+        request,
+        output,
+        as_json,
+        num_images=num_images,
+        to=to,
+        num_candidates=candidates,
+        seed=seed,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        free_attributes=free,
+        sampler=sampler,
+        sampler_kwargs=_mapping("--sampler-kwargs", sampler_kwargs),
+    )
+
+
+@app.command()
+@clear_errors
+def edit(
+    model: Model,
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    request: Annotated[str, typer.Argument(help='What shall change, such as "Smiling & ~Hat"; all else is held.')],
+    num_images: Annotated[int, typer.Option(min=1, help="Number of variants.")] = 1,
+    strength: Annotated[Optional[float], typer.Option(help="Share of noise to start from; 0.5 if not given.")] = None,  # noqa: UP045
+    mask: Annotated[Optional[Path], typer.Option(help="Image, white where pixels are drawn anew.")] = None,  # noqa: UP045
+    guidance: Annotated[Optional[float], typer.Option(help="Weight of what shall change.")] = None,  # noqa: UP045
+    hold: Annotated[Optional[float], typer.Option(help="Weight of what shall not.")] = None,  # noqa: UP045
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file of the grid.")] = Path("edited.png"),
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    steps: Annotated[Optional[int], typer.Option(min=1, help="Steps of the chain from pure noise.")] = None,  # noqa: UP045
+    as_json: Json = False,
+):
+    """Change attributes of an image, or fill in what a mask covers."""
+    _draw(
+        model,
+        request,
+        output,
+        as_json,
+        num_images=num_images,
+        image=_open_image(image),
+        strength=strength,
+        mask=None if mask is None else _open_image(mask),
+        guidance_scale=guidance,
+        hold_scale=hold,
+        seed=seed,
+        num_inference_steps=steps,
+    )
+
+
+def _draw(model: str, request: str, output: Path, as_json: bool, **arguments) -> None:
+    """The images of one request as a grid."""
     from .pipeline_jem import AttributeConditionalGenerationPipeline
     from .plots import image_grid
 
     pipe = AttributeConditionalGenerationPipeline(_load_model(model))
-    with typer.progressbar(
-        length=steps or pipe.model.config.num_inference_steps, file=typer.get_text_stream("stderr")
-    ) as bar:
-        drawn = pipe(
-            request,
-            num_images=num_images,
-            seed=seed,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            free_attributes=free,
-            callback=lambda x, info: bar.update(1),
-        )
+    length = arguments["num_inference_steps"] or pipe.model.config.num_inference_steps
+    with typer.progressbar(length=length, file=typer.get_text_stream("stderr")) as bar:
+        drawn = pipe(request, callback=lambda x, *info: bar.update(1), **arguments)
     output.parent.mkdir(parents=True, exist_ok=True)
     image_grid([item["image"] for item in drawn], scale=max(1, 96 // pipe.model.config.image_size)).save(output)
     if as_json:
@@ -135,29 +182,47 @@ def generate(
         _say(f"wrote {output}")
 
 
+def _mapping(option: str, text: str | None) -> dict | None:
+    import yaml
+
+    value = None if text is None else yaml.safe_load(text)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{option} is a mapping such as '{{step_size: 0.01}}', not {text!r}")
+    return value
+
+
+def _open_image(path: Path):
+    from PIL import Image
+
+    try:
+        return Image.open(path).convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read the image {str(path)!r}: {error}") from error
+
+
 @app.command()
 @clear_errors
 def predict(
     model: Model,
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    given: Annotated[Optional[str], typer.Option(help='What is known of them, such as "Male & ~Hat".')] = None,  # noqa: UP045
     as_json: Json = False,
 ):
     """Attribute probabilities and energy of images. Lower energy: more like the training images."""
     import torch
-    from PIL import Image
 
-    pictures = []
-    for path in images:
-        try:
-            pictures.append(Image.open(path).convert("RGB"))
-        except (OSError, Image.DecompressionBombError) as error:
-            raise ValueError(f"cannot read the image {str(path)!r}: {error}") from error
+    from .requests_jem import parse_request
+
+    pictures = [_open_image(path) for path in images]
     network, processor = _load_with_processor(model)
+    pixels = processor(pictures, return_tensors="pt")["pixel_values"].to(network.device)
+    labels = torch.tensor([parse_request(given or "", network.config)] * len(pixels), device=network.device)
     with torch.no_grad():
-        output = network(**processor(pictures, return_tensors="pt").to(network.device))
-    scores = output.logits.sigmoid()
+        distribution = network.label_distribution(pixels)
+        energies = -distribution.log_joint(labels)
+        scores = network.log_odds(distribution.marginal_logits(labels)[0]).sigmoid()
     results = []
-    for path, energy, row in zip(images, output.energy.tolist(), scores.tolist()):
+    for path, energy, row in zip(images, energies.tolist(), scores.tolist()):
         probabilities = {network.config.id2label[i]: p for i, p in enumerate(row)}
         results.append({"image": str(path), "energy": energy, "probabilities": probabilities})
     if as_json:

@@ -41,9 +41,9 @@ class JemConfig(OnHub, PreTrainedConfig):
         image_size (`int`, defaults to 32): Height and width of the images, in pixels.
         num_channels (`int`, defaults to 3): Colour channels of the images.
         head (`str`, defaults to `"product"`):
-            How features and labels make an energy: `"product"` (labels independent given the image), `"pairwise"` (with
-            a learned interaction between attributes), `"dot"` (inner product of features and a network over the labels)
-            or `"mlp"` (a network over both).
+            How features and labels make an energy: `"product"` (labels independent given the image), `"pairwise"`
+            (with a learned interaction between attributes), `"dot"` (inner product of features and a network over the
+            labels) or `"mlp"` (a network over both).
         sampler (`str`, defaults to `"flow"`):
             How images are drawn: `"flow"` (gradient flow from normal noise, for energies trained by the warm-up) or
             `"langevin"` (the paper's chain from uniform noise, for energies trained by contrastive divergence).

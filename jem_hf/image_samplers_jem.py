@@ -111,8 +111,7 @@ def run_kernel(
         if state.log_density is None:
             state = evaluate(log_density, state.x, state.one_hot)
         infos.append(_describe(state, step, acceptance))
-        place = (state.x, None if state.one_hot is None else state.one_hot.argmax(-1))
-        if callback is not None and callback(*(each for each in place if each is not None), infos[-1]):
+        if callback is not None and callback(*_place(state), infos[-1]):
             break
         if tolerance and infos[-1].grad_norm.max() < tolerance * state.gradient[0].numel() ** 0.5:
             break
@@ -123,6 +122,11 @@ def run_kernel(
     _, *fields = zip(*infos)
     stacked = (None if field[0] is None else torch.stack(field)[:num_moves] for field in fields)
     return state, ChainInfo(torch.arange(num_moves), *stacked)
+
+
+def _place(state: ChainState) -> list[torch.Tensor]:
+    images = [] if state.x is None else [state.x]
+    return images if state.one_hot is None else [*images, state.one_hot.argmax(-1)]
 
 
 def _describe(state: ChainState, step: int, acceptance: torch.Tensor | None) -> ChainInfo:
@@ -193,13 +197,14 @@ def langevin(
     callback=None,
 ) -> tuple[torch.Tensor, ChainInfo]:  # fmt: skip
     """
-    Langevin steps as energy-based models use them, `x <- x + step_size * grad + noise_scale * sqrt(temperature) * noise`.
+    Langevin steps as energy-based models use them: `x <- x + step_size * gradient + noise_scale * noise`.
 
-    Step size and noise need not belong together (Nijkamp et al. 2019, arXiv 1904.09770): with little noise the chains
-    sample a sharpened density. `noise_scale` may be a schedule, too.
+    The two sizes need not belong together (Nijkamp et al. 2019, arXiv 1904.09770); with less noise than
+    `sqrt(2 * step_size)` the chains sample a sharper density. The noise is multiplied by `sqrt(temperature)`.
 
     Args:
         log_density, x, num_steps, step_size, temperature: See the top of this file.
+        noise_scale: Standard deviation of the noise at temperature 1, a number or a schedule.
         bounds (`tuple[float, float]`): Pixels are clamped to them after each step.
         tolerance, callback: See [`run_kernel`].
         generator (`torch.Generator`): Source of all randomness, on the device of x.
@@ -222,7 +227,8 @@ def unadjusted_langevin(
     """
     Langevin steps with the noise that belongs to them, `sqrt(2 * step_size * temperature)` (Roberts and Tweedie 1996).
 
-    Biased by the step size: it samples N(0, 1 / (1 - step_size / 2)) for N(0, 1). Arguments and returns as [`langevin`].
+    Biased by the step size: for N(0, 1) it samples N(0, 1 / (1 - step_size / 2)). Arguments and returns as of
+    [`langevin`].
     """
 
     def kernel(state, step_size, temperature):
@@ -254,8 +260,8 @@ def gradient_flow(
 
 
 def hmc(
-    log_density, x, *, num_steps, step_size, num_leapfrog=10, temperature=1.0, bounds=None, tolerance=0.0, generator=None,
-    callback=None,
+    log_density, x, *, num_steps, step_size, num_leapfrog=10, temperature=1.0, bounds=None, tolerance=0.0,
+    generator=None, callback=None,
 ) -> tuple[torch.Tensor, ChainInfo]:  # fmt: skip
     """
     Hamiltonian Monte Carlo with unit mass (Duane et al. 1987; Neal 2011), exact in float32 and float64.
@@ -281,10 +287,10 @@ def hmc(
 
 def mala(log_density, x, *, num_steps, step_size, **kwargs) -> tuple[torch.Tensor, ChainInfo]:
     """
-    Metropolis-adjusted Langevin (Roberts and Tweedie 1996): [`unadjusted_langevin`] whose moves can be rejected, exact.
+    Metropolis-adjusted Langevin (Roberts and Tweedie 1996): [`unadjusted_langevin`] made exact by rejections.
 
-    It is [`hmc`] with one leapfrog step of size `sqrt(2 * step_size)` (Neal 2011, section 5.2), whose other arguments
-    it takes. One gradient a step.
+    It is [`hmc`] with one leapfrog step of size `sqrt(2 * step_size)` (Neal 2011, section 5.2) and takes its other
+    arguments. One gradient a step.
     """
 
     def leapfrog_size(progress):

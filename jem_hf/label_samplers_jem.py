@@ -24,7 +24,7 @@ def start_labels(labels: torch.Tensor, num_values: list[int], start=None, genera
 
 
 def draw_categorical(logits: torch.Tensor, generator=None) -> torch.Tensor:
-    """Draws (...) from `softmax(logits)` (..., V) by the Gumbel trick; unlike multinomial it never waits for the device."""
+    """Draws (...) from `softmax(logits)` (..., V) by the Gumbel trick, which unlike multinomial needs no waiting."""
     return (logits - torch.empty_like(logits).exponential_(generator=generator).log()).argmax(-1)
 
 

@@ -8,13 +8,14 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .backbone_jem import create_backbone, init_non_persistent_buffers
-from .configuration_jem import CHOICES, JemConfig, nearest_name
+from .configuration_jem import JemConfig
+from .generation_jem import SamplingMixin
 from .heads_jem import HEADS, cross_entropy
 from .hub_jem import AUTO_MAP, CUSTOM_PIPELINES, OnHub, copy_documents, save_code, source_folder, update_json
 from .image_processing_jem import JemImageProcessor
 from .label_distributions_jem import InteractingDistribution, ProductDistribution
 from .label_prior_jem import PairwiseLabelPrior
-from .sampling_jem import ChainSettings, flow_settings, initial_noise, run_chain
+from .resizing_jem import resize
 
 PUSH_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr")
 
@@ -42,14 +43,13 @@ class JemOutput(ModelOutput):
     potentials: torch.Tensor | None = None
 
 
-class JemModel(OnHub, PreTrainedModel):
+class JemModel(SamplingMixin, OnHub, PreTrainedModel):
     """
     One energy over images and attributes, `E(x, y) = -log p~(x, y)` (Kelly et al. 2021, arXiv 2108.04227).
 
     With the head "product" that is `-sum_k f_k(x)[y_k]`; see [`heads_jem`](heads_jem.py) for the others.
 
-    It predicts (`predict_proba`), scores (`log_joint`, `log_marginal`) and, with a chain of
-    [`sampling_jem`](sampling_jem.py), draws images.
+    It predicts (`predict_proba`), scores (`log_joint`, `log_marginal`), draws (`generate`) and edits (`edit`) images.
     """
 
     config_class = JemConfig
@@ -90,12 +90,15 @@ class JemModel(OnHub, PreTrainedModel):
         source = source_folder(self)
         if source is not None:
             copy_documents(source, folder)
+        self.image_processor().save_pretrained(folder)
+
+    def image_processor(self) -> JemImageProcessor:
+        """The one that the model was loaded beside, else one that brings images to its size."""
+        source = source_folder(self)
         if source is not None and (source / "preprocessor_config.json").is_file():
-            processor = JemImageProcessor.from_pretrained(source)
-        else:
-            size = self.config.image_size
-            processor = JemImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
-        processor.save_pretrained(folder)
+            return JemImageProcessor.from_pretrained(source)
+        size = self.config.image_size
+        return JemImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
     def potentials(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What the head makes of images (B, C, H, W) in [-1, 1], float32; f(x) (B, K, V) for the head "product"."""
@@ -160,67 +163,42 @@ class JemModel(OnHub, PreTrainedModel):
             logits, _ = distribution.marginal_logits()
             output = JemOutput(
                 loss=None if labels is None else cross_entropy(logits, labels),
-                logits=self._log_odds(logits),
+                logits=self.log_odds(logits),
                 energy=-(distribution.log_marginal() if labels is None else distribution.log_joint(labels)),
                 attribute_logits=logits,
                 potentials=potentials,
             )
         return output if return_dict is None or return_dict else output.to_tuple()
 
-    @torch.no_grad()
-    def generate(
-        self,
-        labels: torch.Tensor,
-        *,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        free_attributes: str | None = None,
-        noise: torch.Tensor | None = None,
-        generator: torch.Generator | None = None,
-        callback=None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def resize_attributes(
+        self, attributes: list[str], attribute_values: dict[str, list[str]] | None = None
+    ) -> "JemModel":
         """
-        Draw images for requests; what is not given is as the config says.
+        Add, drop and reorder attributes of a trained model, in place; before an optimiser or a trainer has it.
+
+        - Attributes and values that stay keep their weights, wherever they stand.
+        - A new attribute changes `log p~(x, y)` of the others by nothing and `log p~(x)` by a constant. It is uniform,
+          given the image and in the model of the labels.
+        - A new value of an old attribute starts at the mean of the old values, 5 nats lower: `p(new|x)` is below
+          `e^-5 / V_k` for every image, as a mean is below its log-mean-exp. (So are new embeddings in Hewitt 2021,
+          "Initializing New Word Embeddings for Pretrained Language Models".) The heads "dot" and "mlp" cannot lower a
+          value for all images: there it has a share like the old ones.
+        - What a dropped attribute contributed to `log p~(x)` is lost. In heads with interactions, and in the model of
+          the labels, the others stay as if it stood at the mean of its values.
 
         Args:
-            labels (`torch.LongTensor` of shape (B, K)): What each image shows, -1 where that is free.
-            num_inference_steps (`int`): Network evaluations.
-            guidance_scale (`float`): g in `log p(x) + g log p(y|x)`; more obeys more and varies less.
-            free_attributes (`str`): `"marginalise"`, `"gibbs"` or `"complete"`, see [`JemConfig`].
-            noise (`torch.Tensor` of shape (B, C, H, W)): Start of the chain, drawn if not given.
-            generator (`torch.Generator`): Source of all randomness, on the device of the model.
-            callback: See [`run_chain`](sampling_jem.py).
+            attributes (`list[str]`): The new attributes, in order.
+            attribute_values (`dict[str, list[str]]`, *optional*):
+                Values of attributes that are not binary; those of old attributes stay where they are not given.
 
-        Returns:
-            Images (B, C, H, W), about [-1, 1], and the labels (B, K) that they were drawn for (-1: marginalised).
+        Raises:
+            ValueError: as [`JemConfig`] does, and for an attribute that keeps none of its values.
         """
-        config = self.config
-        free_attributes = free_attributes or config.free_attributes
-        if free_attributes not in CHOICES["free_attributes"]:
-            known = CHOICES["free_attributes"]
-            raise ValueError(f"unknown free_attributes {free_attributes!r}{nearest_name(free_attributes, known)}")
-        labels = self._checked(labels.to(self.device))
-        if free_attributes == "complete":
-            labels = self.label_prior.sample(labels, generator=generator)
-        if noise is None:
-            shape = (len(labels), config.num_channels, config.image_size, config.image_size)
-            noise = initial_noise(config.sampler, shape, self.device, generator)
-        settings = self.chain_settings(num_inference_steps, guidance_scale, gibbs=free_attributes == "gibbs")
-        return run_chain(self.label_distribution, noise, labels, settings, generator, callback)
+        resize(self, attributes, attribute_values)
+        return self
 
-    def chain_settings(self, num_steps: int | None = None, guidance_scale: float | None = None, gibbs=False):
-        """[`ChainSettings`] of the config's sampler, with its defaults where an argument is None."""
-        config = self.config
-        num_steps = config.num_inference_steps if num_steps is None else num_steps
-        if num_steps < 1:
-            raise ValueError(f"num_inference_steps is 1 or more, not {num_steps}")
-        guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
-        kwargs = dict(num_steps=num_steps, guidance_scale=guidance_scale, gibbs_every=int(gibbs))
-        if config.sampler == "flow":
-            return flow_settings(flow_time=config.flow_time, **kwargs)
-        return ChainSettings(step_size=config.step_size, noise_scale=config.noise_scale, **kwargs)
-
-    def _log_odds(self, logits: torch.Tensor) -> torch.Tensor:
+    def log_odds(self, logits: torch.Tensor) -> torch.Tensor:
+        """(B, L), one for each of `config.id2label`, from logits (B, K, V) whose softmax is the prediction."""
         columns = []
         for k, name in enumerate(self.config.attributes):
             values = logits[:, k, : self.config.num_values[k]]

@@ -1,40 +1,93 @@
-"""What users ask for: `"Eyeglasses & ~Beard"` or `{"Eyeglasses": True, "Beard": False}`."""
+"""
+What users ask for: `"Smiling & (Hat | ~Hair=red)"` or `{"Smiling": True, "Hair": "red"}`.
 
-from .configuration_jem import JemConfig, nearest_name
+    request     = conjunction ("|" conjunction)*
+    conjunction = term ("&" term)*
+    term        = "~" term | "(" request ")" | attribute ["=" value] [":" weight]
 
-Request = str | dict[str, bool | int | str | None]
+Names and values are all text up to the next operator. Those that hold one of `& | ~ ( ) = :` or start with a quote
+stand in single or double quotes, in which a doubled quote is one: `"Shirt (red)"`.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf, nan
+
+from .configuration_jem import BINARY, JemConfig, nearest_name
+
+Request = str | dict[str, bool | int | float | str | None]
+
+MAX_ALTERNATIVES = 256
+UNKNOWN = 0.5  # of Kleene's logic: 0 is false, 1 true, "and" is min, "or" is max and "not v" is 1 - v
+Predicate = Callable[[list[int]], float]  # truth of K labels, UNKNOWN where it depends on those that are open
+
+_BARE = re.compile(r"""[^\s"'&|~()=:][^&|~()=:]*""")
+_TOKEN = re.compile(
+    rf"""(?P<operator>[&|~()=:])|(?P<quoted>"(?:[^"]|"")*"|'(?:[^']|'')*')|(?P<bare>{_BARE.pattern})|(?P<unclosed>["'])"""
+)
+
+
+@dataclass(frozen=True)
+class Composition:
+    """
+    The label vectors that a request allows.
+
+    Attributes:
+        alternatives: M partial label vectors of K labels each, -1 where open. They are disjoint and together hold
+            exactly the label vectors allowed, so that `log p~(x, request) = logsumexp_m log p~(x, alternatives[m])`.
+            Requests that mean the same have the same alternatives.
+        weights: the factor of `log p(y_k|x)` for each of the K attributes, 1.0 unless the request says otherwise.
+
+    Source: Du, Li and Mordatch, "Compositional Visual Generation with Energy Based Models", NeurIPS 2020
+    (arXiv 2004.06030). As labels exclude one another, "or" and "not" are exact here.
+    """
+
+    alternatives: list[list[int]]
+    weights: list[float]
+
+
+def parse_composition(request: Request, config: JemConfig) -> Composition:
+    """
+    What a request means.
+
+    Args:
+        request: A string such as `"Smiling:2 & ~(Hat | Hair=red)"`, in which `~` binds tightest, then `&`, then `|`,
+            and `:2` makes an attribute count twice; or a dict of attribute to True, False, the name or index of a
+            value, None for open, or, if it is binary, a float: 2.0 is True with weight 2, -2.0 False with weight 2.
+        config: Whose attributes are meant.
+
+    Raises:
+        ValueError: an unknown attribute or value (with the nearest known one), a malformed string (with the place),
+            two weights of one attribute, a contradiction, more than `MAX_ALTERNATIVES` alternatives, or no request.
+    """
+    if isinstance(request, str):
+        return _Parser(request, config).composition()
+    if not isinstance(request, dict):
+        raise ValueError(f"a request is a string such as 'A & ~B' or a dict such as {{'A': True}}, not {request!r}")
+    labels, weights = [-1] * len(config.attributes), [1.0] * len(config.attributes)
+    for name, value in request.items():
+        k = _index(name, config)
+        if isinstance(value, float) and config.values(name) == BINARY:
+            weights[k], value = _weight(name, abs(value)), value > 0
+        if value is not None:
+            labels[k] = _label(name, value, config)
+    return Composition([labels], weights)
 
 
 def parse_request(request: Request, config: JemConfig) -> list[int]:
     """
-    The K labels of a request, -1 for attributes that it leaves open.
-
-    Args:
-        request: A dict of attribute to True, False, a value, or None for open; or a string of terms joined by `&`,
-            each `Attribute`, `~Attribute` or `Attribute=value`.
-        config: Whose attributes are meant.
+    The K labels of a request that has one alternative and no weights, -1 for attributes that it leaves open.
 
     Raises:
-        ValueError: an unknown attribute or value (with the nearest known one), a contradiction, or not a request.
+        ValueError: several alternatives, weights, or as [`parse_composition`] does.
     """
-    if isinstance(request, str):
-        terms = [_parse_term(term, request) for term in request.split("&")] if request.strip() else []
-    elif isinstance(request, dict):
-        terms = list(request.items())
-    else:
-        raise ValueError(f"a request is a string such as 'A & ~B' or a dict such as {{'A': True}}, not {request!r}")
-    labels = [-1] * len(config.attributes)
-    for name, value in terms:
-        if name not in config.attributes:
-            raise ValueError(f"unknown attribute {name!r}{nearest_name(str(name), config.attributes)}")
-        if value is None:
-            continue
-        k = config.attributes.index(name)
-        label = _label(name, value, config.values(name))
-        if labels[k] not in (-1, label):
-            raise ValueError(f"the request contradicts itself: {name!r} cannot have two values")
-        labels[k] = label
-    return labels
+    composition = parse_composition(request, config)
+    if len(composition.alternatives) > 1:
+        raise ValueError(f"the request {request!r} has several alternatives: name one value an attribute, 'A & ~B'")
+    if any(weight != 1 for weight in composition.weights):
+        raise ValueError(f"the request {request!r} has weights: leave them out")
+    return composition.alternatives[0]
 
 
 def format_request(labels, config: JemConfig) -> str:
@@ -44,29 +97,124 @@ def format_request(labels, config: JemConfig) -> str:
         if label < 0:
             continue
         if name in config.attribute_values:
-            terms.append(f"{name}={config.values(name)[label]}")
+            terms.append(f"{_quoted(name)}={_quoted(config.values(name)[label])}")
         else:
-            terms.append(name if label else f"~{name}")
+            terms.append(_quoted(name) if label else f"~{_quoted(name)}")
     return " & ".join(terms)
 
 
-def _parse_term(term: str, request: str) -> tuple[str, bool | str]:
-    name = term.strip()
-    positive = True
-    while name.startswith("~"):
-        name, positive = name[1:].strip(), not positive
-    if not name:
-        raise ValueError(f"an attribute is missing in the request {request!r}: write 'A & ~B'")
-    if "=" in name:
-        if not positive:
-            raise ValueError(f"cannot negate {name!r}: name the value that is wanted")
-        name, value = (part.strip() for part in name.split("=", 1))
-        return name, value
-    return name, positive
+class _Parser:
+    """Recursive descent through the grammar above, one method a rule."""
+
+    def __init__(self, text: str, config: JemConfig):
+        self.text, self.config = text, config
+        self.mentioned: list[int] = []
+        self.weights: dict[int, float] = {}
+        self.tokens = list(_TOKEN.finditer(text))
+
+    def composition(self) -> Composition:
+        num_attributes = len(self.config.attributes)
+        labels = [-1] * num_attributes
+        predicate = self.request() if self.tokens else lambda labels: 1.0
+        if self.tokens:
+            raise self.error(f"{self.tokens[0][0].strip()!r} is out of place")
+        num_values = self.config.num_values
+        order = sorted(set(self.mentioned), key=lambda k: (num_values[k], k))
+        found = _solutions(predicate, labels, order, num_values)
+        if not found:
+            names = [repr(self.config.attributes[k]) for k in order if self.mentioned.count(k) > 1]
+            raise ValueError(f"the request contradicts itself: {' and '.join(names)} cannot meet all of it")
+        return Composition(
+            [[solution.get(k, -1) for k in range(num_attributes)] for solution in found],
+            [self.weights.get(k, 1.0) for k in range(num_attributes)],
+        )
+
+    def request(self) -> Predicate:
+        parts = [self.conjunction()]
+        while self.take("|"):
+            parts.append(self.conjunction())
+        return lambda labels: max(part(labels) for part in parts)
+
+    def conjunction(self) -> Predicate:
+        parts = [self.term()]
+        while self.take("&"):
+            parts.append(self.term())
+        return lambda labels: min(part(labels) for part in parts)
+
+    def term(self) -> Predicate:
+        if self.take("~"):
+            negated = self.term()
+            return lambda labels: 1 - negated(labels)
+        if self.take("("):
+            predicate = self.request()
+            if not self.take(")"):
+                raise self.error("')' is missing")
+            return predicate
+        name = self.name("an attribute")
+        k = _index(name, self.config)
+        label = _label(name, self.name("a value") if self.take("=") else True, self.config)
+        self.mentioned.append(k)
+        if self.take(":"):
+            weight = _weight(name, self.name("a weight"))
+            if self.weights.setdefault(k, weight) != weight:
+                raise ValueError(f"attribute {name!r} has two weights, {self.weights[k]} and {weight}: write one")
+        return lambda labels: UNKNOWN if labels[k] < 0 else float(labels[k] == label)
+
+    def name(self, what: str) -> str:
+        kind = self.tokens[0].lastgroup if self.tokens else None
+        if kind == "bare":
+            return self.tokens.pop(0)[0].strip()
+        if kind == "quoted":
+            quoted = self.tokens.pop(0)[0]
+            return quoted[1:-1].replace(quoted[0] * 2, quoted[0])
+        raise self.error("a quote is not closed" if kind == "unclosed" else f"{what} is missing")
+
+    def take(self, operator: str) -> bool:
+        found = bool(self.tokens) and self.tokens[0][0] == operator
+        if found:
+            del self.tokens[0]
+        return found
+
+    def error(self, problem: str) -> ValueError:
+        place = f"at character {self.tokens[0].start() + 1}" if self.tokens else "at the end"
+        return ValueError(
+            f"{problem} {place} of the request {self.text!r}: write 'A & ~(B | C=value)', "
+            f"and names with one of & | ~ ( ) = : in quotes"
+        )
 
 
-def _label(name: str, value, values: list[str]) -> int:
-    if isinstance(value, str) or (isinstance(value, bool) and values == ["False", "True"]):
+def _solutions(predicate: Predicate, labels: list[int], order: list[int], num_values: list[int]) -> list[dict]:
+    """
+    Disjoint partial labels {k: label} that make `predicate` true, by Shannon expansion over the attributes of `order`.
+
+    Attributes that make no difference stay open: the expansion is a reduced ordered decision diagram (Bryant 1986).
+    """
+    truth = predicate(labels)
+    if truth != UNKNOWN:
+        return [{}] if truth else []
+    k, *rest = order
+    branches = []
+    for label in range(num_values[k]):
+        labels[k] = label
+        branches.append(_solutions(predicate, labels, rest, num_values))
+    labels[k] = -1
+    if all(branch == branches[0] for branch in branches):
+        return branches[0]
+    found = [{k: label} | solution for label, branch in enumerate(branches) for solution in branch]
+    if len(found) > MAX_ALTERNATIVES:
+        raise ValueError(f"the request has more than {MAX_ALTERNATIVES} alternatives: ask for fewer at once")
+    return found
+
+
+def _index(name: str, config: JemConfig) -> int:
+    if name not in config.attributes:
+        raise ValueError(f"unknown attribute {name!r}{nearest_name(str(name), config.attributes)}")
+    return config.attributes.index(name)
+
+
+def _label(name: str, value, config: JemConfig) -> int:
+    values = config.values(name)
+    if isinstance(value, str) or (isinstance(value, bool) and values == BINARY):
         value = str(value)
         if value not in values:
             raise ValueError(f"attribute {name!r} has no value {value!r}{nearest_name(value, values)}")
@@ -74,3 +222,20 @@ def _label(name: str, value, values: list[str]) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(values):
         return value
     raise ValueError(f"{value!r} is not a value of attribute {name!r}; choose from {', '.join(values)}")
+
+
+def _weight(name: str, value: float | str) -> float:
+    try:
+        weight = float(value)
+    except ValueError:
+        weight = nan
+    if not 0 < weight < inf:
+        raise ValueError(f"{value!r} is not a weight of attribute {name!r}: write a number above 0")
+    return weight
+
+
+def _quoted(name: str) -> str:
+    """A name as it stands in a request: in quotes where it needs them."""
+    if _BARE.fullmatch(name) and name == name.strip():
+        return name
+    return '"' + name.replace('"', '""') + '"'

@@ -70,6 +70,14 @@ class Condition:
             return (self.shares * each).sum(1)
         return each.masked_fill((self.labels == NEVER).any(-1), -torch.inf).logsumexp(1)
 
+    def most_probable(self, distribution: LabelDistribution) -> torch.Tensor:
+        """Of the alternatives the label vector (B, K) with the highest `log p~(x, y_m)`."""
+        if self.labels.ndim == 2:
+            return self.labels
+        each = [Condition(labels[:, None]).log_joint(distribution) for labels in self.labels.unbind(1)]
+        best = torch.stack(each, dim=1).argmax(1)
+        return self.labels[torch.arange(len(best), device=best.device), best]
+
     def guided(
         self, distribution: LabelDistribution, guidance_scale: float, contrast: torch.Tensor | None = None
     ) -> torch.Tensor:

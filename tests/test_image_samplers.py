@@ -1,0 +1,204 @@
+"""Samplers of images against closed forms. Each statistical test fails a right sampler with probability .001."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import chi2, kstest, norm, truncnorm
+from targets import FALSE_ALARM
+
+from jem_hf.image_samplers_jem import adapt_step_size, gradient_flow, hmc, langevin, mala, unadjusted_langevin
+
+
+def log_gaussian(x):
+    return -0.5 * x.flatten(1).square().sum(1)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    "sampler, settings, variance",
+    [
+        (unadjusted_langevin, dict(step_size=0.5), 1 / (1 - 0.25)),
+        (unadjusted_langevin, dict(step_size=0.5, temperature=2.0), 2 / (1 - 0.25)),
+        (langevin, dict(step_size=0.5, noise_scale=0.7), 0.49 / (1 - 0.25)),
+        (langevin, dict(step_size=0.5, noise_scale=0.7, temperature=2.0), 0.98 / (1 - 0.25)),
+        (mala, dict(step_size=1.0), 1.0),
+        (mala, dict(step_size=1.0, temperature=0.5), 0.5),
+        (hmc, dict(step_size=1.5, num_leapfrog=4), 1.0),
+        (hmc, dict(step_size=1.5, num_leapfrog=4, temperature=2.0), 2.0),
+    ],
+)
+def test_standard_normal(sampler, settings, variance):
+    """The variance at which x <- (1 - h) x + noise is stationary where nothing is rejected, the temperature else."""
+    x, _ = sampler(log_gaussian, torch.zeros(20_000, 1), num_steps=40, generator=seeded(), **settings)
+    assert kstest(x[:, 0].numpy(), norm(scale=variance**0.5).cdf).pvalue > FALSE_ALARM
+
+
+@pytest.mark.parametrize(
+    "sampler, settings", [(mala, dict(step_size=0.4)), (hmc, dict(step_size=0.7, num_leapfrog=3))]
+)
+def test_two_modes(sampler, settings):
+    weights, means, scales = torch.tensor([0.3, 0.7]), torch.tensor([-1.5, 1.0]), torch.tensor([0.5, 0.8])
+
+    def log_density(x):
+        return (weights.log() - scales.log() - 0.5 * ((x - means) / scales) ** 2).logsumexp(1)
+
+    x, _ = sampler(log_density, torch.zeros(20_000, 1), num_steps=150, generator=seeded(), **settings)
+    quantiles = (weights * torch.special.ndtr((x - means) / scales)).sum(1)
+    assert kstest(quantiles.numpy(), "uniform").pvalue > FALSE_ALARM
+
+
+@pytest.mark.parametrize(
+    "sampler, settings", [(mala, dict(step_size=0.4)), (hmc, dict(step_size=0.7, num_leapfrog=3))]
+)
+def test_correlated_pixels(sampler, settings):
+    """Mean and covariance at once: whitened, every direction is a standard normal and the length is chi-square."""
+    mean = torch.tensor([1.0, -0.5, 0.0])
+    factor = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [-0.5, 0.3, 0.6]])
+    precision = (factor @ factor.T).inverse()
+
+    def log_density(x):
+        away = x.flatten(1) - mean
+        return -0.5 * ((away @ precision) * away).sum(1)
+
+    x, _ = sampler(log_density, torch.zeros(20_000, 3, 1, 1), num_steps=100, generator=seeded(), **settings)
+    white = (x.flatten(1) - mean) @ factor.inverse().T
+    lengths = kstest(white.square().sum(1).numpy(), chi2(3).cdf).pvalue
+    assert min(lengths, *(kstest(each.numpy(), "norm").pvalue for each in white.T)) > FALSE_ALARM / 4
+
+
+@pytest.mark.parametrize(
+    "sampler, settings", [(mala, dict(step_size=0.3)), (hmc, dict(step_size=0.3, num_leapfrog=4))]
+)
+def test_bounds_truncate_exactly(sampler, settings):
+    x, _ = sampler(
+        log_gaussian, torch.zeros(20_000, 1), num_steps=60, bounds=(-0.5, 1.0), generator=seeded(), **settings
+    )
+    assert x.min() >= -0.5 and x.max() <= 1
+    assert kstest(x[:, 0].numpy(), truncnorm(-0.5, 1.0).cdf).pvalue > FALSE_ALARM
+
+
+@pytest.mark.parametrize(
+    "sampler, settings",
+    [(langevin, dict(noise_scale=1.0)), (unadjusted_langevin, {}), (gradient_flow, {})],
+)
+def test_bounds_clamp_where_nothing_is_rejected(sampler, settings):
+    x, info = sampler(
+        lambda x: x.flatten(1).sum(1), torch.zeros(50, 4), num_steps=20, step_size=0.3, bounds=(-1, 1),
+        generator=seeded(), **settings,
+    )  # fmt: skip
+    assert x.min() >= -1 and (x == 1).any() and info.saturated[0].max() == 0 and info.saturated[-1].mean() > 0.2
+
+
+def test_mala_accepts_by_the_langevin_transition_densities():
+    """One leapfrog step is one Langevin step: move and probability of Roberts and Tweedie 1996, at temperature 2."""
+
+    def log_density(x):
+        return -(x**4).sum(1) + x[:, 0]
+
+    def gradient(x):
+        return -4 * x**3 + torch.tensor([1.0, 0.0])
+
+    def log_transition(x, y):
+        return -(y - x - h * gradient(x)).square().sum(1) / (4 * h * temperature)
+
+    h, temperature = 0.1, 2.0
+    x = torch.randn(200, 2, generator=seeded(1))
+    moved, info = mala(log_density, x, num_steps=1, step_size=h, temperature=temperature, generator=seeded())
+    noise = torch.empty_like(x).normal_(generator=seeded())
+    proposal = x + h * gradient(x) + (2 * h * temperature) ** 0.5 * noise
+    ratio = (log_density(proposal) - log_density(x)) / temperature
+    ratio = ratio + log_transition(proposal, x) - log_transition(x, proposal)
+    torch.testing.assert_close(info.acceptance[0], ratio.exp().clamp(max=1), rtol=1e-4, atol=1e-5)
+    stayed = (moved == x).all(1)
+    torch.testing.assert_close(moved[~stayed], proposal[~stayed])
+    assert 0 < stayed.sum() < 100
+
+
+def test_a_density_that_is_not_a_number_is_never_entered():
+    x, info = hmc(
+        lambda x: x.log().sum(1) - x.sum(1), torch.ones(500, 1), num_steps=30, step_size=0.5, generator=seeded()
+    )
+    assert (x > 0).all() and info.energy.isfinite().all() and (info.acceptance == 0).any()
+
+
+def test_nesterov_is_its_textbook_recursion():
+    """y = x + h g(x), x <- y + m (y - y before), on a quadratic; without momentum (1 - h c)^n x."""
+    curvature, h, m = torch.tensor([1.0, 0.1]), 0.5, 0.8
+
+    def log_density(x):
+        return -0.5 * (curvature * x**2).sum(1)
+
+    start = torch.tensor([[1.0, 2.0]])
+    plain, _ = gradient_flow(log_density, start, num_steps=30, step_size=h)
+    torch.testing.assert_close(plain, (1 - h * curvature) ** 30 * start)
+    x, before = start, start
+    for _ in range(30):
+        y = x - h * curvature * x
+        x, before = y + m * (y - before), y
+    fast, _ = gradient_flow(log_density, start, num_steps=30, step_size=h, momentum=m)
+    torch.testing.assert_close(fast, x)
+    assert log_density(fast) > log_density(plain)
+
+
+def test_tolerance_stops_when_all_chains_have_arrived():
+    start = torch.tensor([[1.0, 1.0], [0.1, 0.1]])  # the gradient of a pixel is the pixel: .5^n at step n
+    x, info = gradient_flow(log_gaussian, start, num_steps=50, step_size=0.5, tolerance=0.01)
+    assert len(info.step) == math.ceil(math.log(0.01, 0.5))
+    torch.testing.assert_close(x, start * 0.5 ** len(info.step))
+
+
+@pytest.mark.parametrize(
+    "sampler, settings, expected",
+    [(langevin, dict(noise_scale=0.1), 12), (unadjusted_langevin, {}, 12), (gradient_flow, dict(momentum=0.9), 12),
+     (mala, {}, 13), (hmc, dict(num_leapfrog=3), 37)],
+)  # fmt: skip
+def test_gradients_are_carried_over_and_only_those_of_the_images_are_taken(sampler, settings, expected):
+    calls, scale = [], torch.ones((), requires_grad=True)
+
+    def log_density(x):
+        calls.append(len(x))
+        return scale * log_gaussian(x)
+
+    with torch.no_grad():
+        x, info = sampler(log_density, torch.ones(5, 2), num_steps=12, step_size=0.1, generator=seeded(), **settings)
+    assert len(calls) == expected and scale.grad is None
+    assert not any(each.requires_grad for each in (x, info.energy, info.grad_norm))
+
+
+def test_info_is_of_the_state_before_the_step():
+    x = torch.tensor([[[0.5, -1.0]], [[2.0, 3.0]]])
+    _, info = langevin(log_gaussian, x, num_steps=2, step_size=0.1, noise_scale=0.0, temperature=4.0)
+    torch.testing.assert_close(info.energy, torch.tensor([[0.625, 6.5], [0.625 * 0.81, 6.5 * 0.81]]))
+    torch.testing.assert_close(info.grad_norm, (2 * info.energy).sqrt())
+    assert info.saturated.tolist() == [[0.5, 1.0], [0.0, 1.0]] and (info.acceptance == 1).all()
+
+
+@pytest.mark.parametrize(
+    "sampler, settings, target, first",
+    [(mala, {}, 0.574, 0.001), (mala, {}, 0.574, 10.0), (hmc, dict(num_leapfrog=5), 0.8, 0.01)],
+)
+def test_adaptation_reaches_its_target(sampler, settings, target, first):
+    """From too small and too large a guess; the mean acceptance afterwards, over 50,000 moves, is within .02."""
+    scales = torch.linspace(0.5, 2, 10)
+    start = scales * torch.randn(500, 10, generator=seeded(1))
+
+    def log_density(x):
+        return -0.5 * ((x / scales) ** 2).sum(1)
+
+    x, step_size = adapt_step_size(
+        sampler,
+        log_density,
+        start,
+        step_size=first,
+        target_acceptance=target,
+        num_steps=300,
+        generator=seeded(),
+        **settings,
+    )
+    assert isinstance(step_size, float) and x.shape == start.shape
+    _, info = sampler(log_density, x, step_size=step_size, num_steps=100, generator=seeded(2), **settings)
+    assert abs(info.acceptance.mean() - target) < 0.02
