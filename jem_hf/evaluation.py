@@ -87,13 +87,7 @@ def evaluate(
     helper = dict(cache_dir=cache_dir, num_values=config.num_values)
     judged = train
     if novel is not None:
-        # The oracle must know the combinations that it is to see; the other half of their images sets the bounds.
-        order = torch.randperm(len(novel), generator=torch.Generator().manual_seed(0))
-        half = novel.subset(order[: len(novel) // 2])
-        real["novel"] = novel.subset(order[len(novel) // 2 :])
-        judged = AttributeTensors(
-            torch.cat([train.images, half.images]), torch.cat([train.labels, half.labels]), train.attributes
-        )
+        judged, real["novel"] = with_half_of_novel(train, novel)
     oracle = load_oracle(judged, num_epochs=oracle_epochs, progress=in_stage("oracle"), **helper)
     network = load_feature_network(train, num_epochs=feature_epochs, progress=in_stage("feature network"), **helper)
     report["oracle"] = {
@@ -115,6 +109,18 @@ def evaluate(
         )
     report["energy"] = evaluate_energy(model, test.images)
     return report, pictures
+
+
+def with_half_of_novel(train: AttributeTensors, novel: AttributeTensors) -> tuple[AttributeTensors, AttributeTensors]:
+    """
+    What an oracle learns from, and what is left of `novel`.
+
+    The oracle must know the combinations that it is to see; the other half of their images sets the bounds.
+    """
+    order = torch.randperm(len(novel), generator=torch.Generator().manual_seed(0))
+    half, rest = (novel.subset(rows) for rows in order.tensor_split([len(novel) // 2]))
+    images, labels = torch.cat([train.images, half.images]), torch.cat([train.labels, half.labels])
+    return AttributeTensors(images, labels, train.attributes), rest
 
 
 def _zero_shot(model: JemModel, classifier: JemModel, novel, held_out: torch.Tensor) -> dict:

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from jem_hf import load_attribute_dataset
 from jem_hf.cli import app
 
+AVATAR = str(Path(__file__).parents[1] / "model_cards" / "jem-avatars" / "samples.png")
+
 
 def jem_hf(*args, cwd=None, code=0, cache=None):
     env = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -44,7 +46,7 @@ def trained(tmp_path_factory):
 
 def test_help_of_every_command():
     commands = jem_hf("--help").stdout
-    for name in ("quickstart", "train", "generate", "predict", "evaluate", "models"):
+    for name in ("quickstart", "train", "generate", "edit", "predict", "evaluate", "models", "push"):
         assert name in commands
         result = CliRunner().invoke(app, [name, "--help"])
         assert result.exit_code == 0 and "--json" in result.stdout
@@ -64,6 +66,67 @@ def test_generate(trained):
     assert len(content["images"]) == 4
     assert all(item["attributes"]["Eyeglasses"] and not item["attributes"]["Beard"] for item in content["images"])
     assert Image.open(trained / "grid.png").width > 4 * 16
+
+
+def drawn(result) -> list[dict]:
+    return json.loads(result.stdout)["images"]
+
+
+def test_generate_a_composition(trained):
+    """Either of two: every image is drawn for one of them or both, and never for a hat."""
+    common = ("--steps", "2", "--json", "--output", "either.png")
+    request = "(Beard | Smiling) & ~Hat"
+    images = drawn(jem_hf("generate", trained / "out", request, "--num-images", "8", *common, cwd=trained))
+    assert len(images) == 8 and Image.open(trained / "either.png").width > 8 * 16
+    weighted = drawn(jem_hf("generate", trained / "out", "Smiling:20 & ~Hat", *common, cwd=trained))
+    plain = drawn(jem_hf("generate", trained / "out", "Smiling & ~Hat", *common, cwd=trained))
+    assert mean_of(weighted, "Smiling") > mean_of(plain, "Smiling")
+
+
+def mean_of(images, name):
+    return sum(each["probabilities"][name] for each in images) / len(images)
+
+
+def test_generate_from_one_request_to_another(trained):
+    common = ("--num-images", "3", "--steps", "2", "--json", "--output", "way.png")
+    way = drawn(jem_hf("generate", trained / "out", "Smiling", "--to", "~Smiling & Hat", *common, cwd=trained))
+    assert [each["attributes"]["Smiling"] for each in way] == [True, True, False]
+    assert way[2]["attributes"]["Hat"] and way[0]["probabilities"] != way[2]["probabilities"]
+
+
+def test_generate_the_best_candidates_with_a_sampler(trained):
+    common = ("--num-images", "2", "--steps", "3", "--json", "--output", "best.png")
+    sampler = ("--sampler", "mala", "--sampler-kwargs", "{step_size: 0.01, temperature: 0.1}")
+    plain = drawn(jem_hf("generate", trained / "out", "Hat", *sampler, *common, cwd=trained))
+    best = drawn(jem_hf("generate", trained / "out", "Hat", *sampler, "--candidates", "8", *common, cwd=trained))
+    energies = [each["energy"] for each in best]
+    assert energies == sorted(energies)
+    assert sum(energies) < sum(each["energy"] for each in plain)
+
+
+def test_edit(trained):
+    photo = Image.linear_gradient("L").resize((40, 40)).convert("RGB")
+    photo.save(trained / "photo.png")
+    mask = Image.new("L", (40, 40))
+    mask.paste(255, (0, 0, 40, 20))
+    mask.save(trained / "mask.png")
+    common = ("photo.png", "Smiling & ~Hat", "--steps", "4", "--json", "--output", "edited.png")
+    images = drawn(jem_hf("edit", trained / "out", *common, "--num-images", "2", "--strength", "0.4", cwd=trained))
+    assert len(images) == 2 and Image.open(trained / "edited.png").width > 2 * 16
+    jem_hf("edit", trained / "out", *common, "--mask", "mask.png", cwd=trained)
+    grid = Image.open(trained / "edited.png").convert("L")  # below the mask it is the photograph, from dark to bright
+    rows = [grid.getpixel((grid.width // 2, round(y * grid.height))) for y in (0.6, 0.75, 0.9)]
+    assert rows == pytest.approx([153, 191, 230], abs=12)
+
+
+def test_predict_with_known_labels(trained):
+    Image.new("RGB", (40, 40), "red").save(trained / "red.png")
+    arguments = ("predict", trained / "out", "red.png", "--json")
+    (known,) = json.loads(jem_hf(*arguments, "--given", "Smiling & ~Hat", cwd=trained).stdout)
+    (free,) = json.loads(jem_hf(*arguments, cwd=trained).stdout)
+    assert known["probabilities"]["Smiling"] == 1 and known["probabilities"]["Hat"] == 0
+    assert known["probabilities"]["Beard"] == pytest.approx(free["probabilities"]["Beard"])  # the head is a product
+    assert known["energy"] > free["energy"]  # p(x, y) < p(x)
 
 
 def test_predict(trained):
@@ -172,6 +235,15 @@ def test_models():
         (("generate", "jem-avatars", "Eyeglases"), "did you mean 'Eyeglasses'"),
         (("generate", "jem-avatars", "Hat & ~Hat"), "contradicts"),
         (("generate", "no-such-model", "Hat"), "no-such-model"),
+        (("generate", "jem-avatars", "Hat |"), "Hat |"),
+        (("generate", "jem-avatars", "Hat", "--sampler", "mla"), "did you mean 'mala'"),
+        (("generate", "jem-avatars", "Hat", "--sampler", "hmc"), "needs step_size"),
+        (("generate", "jem-avatars", "Hat", "--sampler-kwargs", "fast"), "is a mapping"),
+        (("generate", "jem-avatars", "Hat", "--to", "Hat | Beard"), "several alternatives"),
+        (("edit", "jem-avatars", "nowhere.png", "Hat"), "nowhere.png"),
+        (("edit", "jem-avatars", AVATAR, "Hat", "--strength", "2"), "strength is above 0"),
+        (("edit", "jem-avatars", AVATAR, "Hat", "--mask", "nowhere.png"), "nowhere.png"),
+        (("predict", "jem-avatars", AVATAR, "--given", "Hat | Beard"), "|"),
         (("predict", "jem-avatars", "nowhere.png"), "nowhere.png"),
         (("evaluate", "jem-avatars", "--dataset", "./nowhere"), "nowhere"),
         (("evaluate", "jem-avatars", "--num-images", "1"), "num-images"),

@@ -1,0 +1,83 @@
+"""Edits real faces, attribute by attribute, and asks an oracle what it sees: `python training/editing.py FOLDER`.
+
+FOLDER is CelebA in the layout of flwrlabs/celeba. Prints a Markdown table; draws ten faces by six edits.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from jem_hf import JemImageProcessor, JemModel
+from jem_hf.evaluation import with_half_of_novel
+from jem_hf.image_processing_jem import to_pixels
+from jem_hf.oracle import load_oracle
+from jem_hf.plots import image_grid
+from jem_hf.recipes import load_evaluation_splits
+
+EDITS = ("Smiling", "Young", "Male", "Bangs", "Blond_Hair", "Heavy_Makeup")
+
+
+def switched(labels: torch.Tensor, attribute: int) -> torch.Tensor:
+    """Requests (B, K) for the other value of one binary attribute."""
+    request = torch.full_like(labels, -1)
+    request[:, attribute] = 1 - labels[:, attribute]
+    return request
+
+
+def edit(model: JemModel, images: torch.Tensor, requests: torch.Tensor, batch_size: int = 50, **settings):
+    """Edited images, of images (B, C, H, W) uint8."""
+    edited = []
+    for x, request in zip(to_pixels(images).split(batch_size), requests.split(batch_size)):
+        edited.append(model.edit(x, request, generator=torch.Generator().manual_seed(0), **settings)[0].clamp(-1, 1))
+    return torch.cat(edited)
+
+
+def same(predicted: torch.Tensor, before: torch.Tensor, without: int | None = None) -> float:
+    """Share of the attributes that an oracle sees as before, one of them left out."""
+    kept = torch.arange(before.shape[1]) != (-1 if without is None else without)
+    return (predicted == before)[:, kept].float().mean().item()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="CelebA")
+    parser.add_argument("--model", default="jem-celeba")
+    parser.add_argument("--num-images", type=int, default=200, help="test images for the figures")
+    parser.add_argument("--strength", type=float, default=0.5)
+    parser.add_argument("--guidance", type=float, help="weight of the edited attribute")
+    parser.add_argument("--hold", type=float, help="weight of all others")
+    parser.add_argument("--output", type=Path, default=Path("docs/figures/editing.png"))
+    args = parser.parse_args()
+
+    model, processor = JemModel.from_pretrained(args.model), JemImageProcessor.from_pretrained(args.model)
+    settings = dict(strength=args.strength, guidance_scale=args.guidance, hold_scale=args.hold)
+    splits = load_evaluation_splits(args.folder, processor, model.config)
+    judged, _ = with_half_of_novel(splits["train"], splits["novel"])
+    oracle = load_oracle(judged, model.config.num_values)
+    test = splits["test"].subset(torch.arange(args.num_images))
+    before = oracle.predict(test.images)
+
+    unedited = edit(model, test.images, torch.full_like(test.labels, -1), **settings)
+    columns = [to_pixels(test.images[:10]), unedited[:10]]
+    print("| edit | switched | to yes | to no | others as before |\n|---|---:|---:|---:|---:|")
+    print(f"| none | | | | {same(oracle.predict(unedited), before):.3f} |", flush=True)
+    for name in EDITS:
+        k = test.attributes.index(name)
+        edited = edit(model, test.images, switched(before, k), **settings)
+        columns.append(edited[:10])
+        predicted = oracle.predict(edited)
+        flipped = (predicted != before)[:, k].float()
+        numbers = [flipped, flipped[before[:, k] == 0], flipped[before[:, k] == 1]]
+        shares = " | ".join(f"{each.mean():.3f}" for each in numbers)
+        print(f"| {name} | {shares} | {same(predicted, before, k):.3f} |", flush=True)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    rows = [JemImageProcessor.to_pil(column) for column in columns]
+    labels = ["photograph", "no edit", *(name.replace("_", " ") for name in EDITS)]
+    grid = image_grid([image for row in rows for image in row], num_columns=10, scale=1, row_labels=labels)
+    grid.resize((2 * grid.width, 2 * grid.height), Image.Resampling.NEAREST).save(args.output)
+
+
+if __name__ == "__main__":
+    main()
