@@ -14,6 +14,7 @@ from .modeling_jem import JemModel
 from .pipeline_jem import AttributeConditionalGenerationPipeline
 from .plots import image_grid
 from .report import tables, write_report
+from .tensors import AttributeTensors
 
 TITLES = {
     ("prediction", "accuracy"): ("image-classification", "Accuracy over attributes"),
@@ -29,21 +30,24 @@ BODY = """\
 # {name}
 
 A joint energy-based model of images and {num_attributes} attributes ({image_size}x{image_size} pixels,
-{num_parameters:,} parameters). It predicts the attributes with calibrated probabilities, draws images for any
-combination of them, and gives every pair of image and attributes an energy. Method: Kelly, Zemel and Grathwohl,
-"Directly Training Joint Energy-Based Models for Conditional Synthesis and Calibrated Prediction of Multi-Attribute
-Data" (arXiv 2108.04227), with a warm-up by Equilibrium Matching (arXiv 2510.02300), as
-[jem_hf](https://pypi.org/project/jem_hf) implements them.
+{num_parameters:,} parameters), made with `jem_hf`. It predicts the attributes, draws images for any combination of
+them, and gives every pair of image and attributes an energy. Method: Kelly, Zemel and Grathwohl, "Directly Training
+Joint Energy-Based Models for Conditional Synthesis and Calibrated Prediction of Multi-Attribute Data" (arXiv
+2108.04227), trained by contrastive divergence as there or by Equilibrium Matching (arXiv 2510.02300).
 
-{samples}```python
+{samples}## Use
+
+```python
 import jem_hf
 from transformers import pipeline
 
 generate = pipeline("{task}", model=jem_hf.JemModel.from_pretrained("{path}"))
-images = generate("{example}", num_images=4)
+images = generate("{example}", num_images=4)  # images[0]["image"] is a PIL image
 ```
 
 Attributes: {attributes}.
+In a request `&` joins them, `~` denies one, and `Attribute=value` picks one of the values in brackets; what it leaves
+out is free.
 
 ## Data
 
@@ -95,6 +99,8 @@ def document(
         The report.
     """
     report, pictures = evaluate(model, splits, **evaluation)
+    if card.get("license") == "other":  # data with terms of its own: none of it goes where the card goes
+        pictures.pop("nearest", None)
     write_report(report, pictures, folder, model.config)
     card = dict(card)
     requests = card.pop("requests", [""])
@@ -125,6 +131,7 @@ def write_card(
     repo_id: str | None = None,
     revision: str = "main",
     dataset_name: str | None = None,
+    caption: str = "",
 ) -> Path:
     """
     Write `README.md`: front matter (all that the zoo knows of a model) and text.
@@ -142,6 +149,7 @@ def write_card(
         license, license_name, license_link: as the Hub has them; the last two for a license "other".
         dataset_name: what `dataset` is called beside the numbers, where it is only a part of it.
         repo_id, revision: where on the Hub the model is, if it is there.
+        caption: what `samples.png` shows, where the picture does not say it.
     """
     from . import __version__  # a clone that is not installed has no other
 
@@ -174,11 +182,13 @@ def write_card(
         image_size=config.image_size,
         num_parameters=report["num_parameters"],
         task=TASK,
-        example=requests[0] or config.attributes[0],
-        attributes=", ".join(config.attributes),
+        example=requests[0] or _example(config),
+        attributes=", ".join(_with_values(name, config) for name in config.attributes),
         data=data.strip() or (f"`{dataset}`." if dataset else "This card does not know."),
         path=path,
-        samples="![Images drawn by the model](samples.png)\n\n" if (folder / "samples.png").is_file() else "",
+        samples=f"![Images drawn by the model](samples.png)\n\n{caption}".strip() + "\n\n"
+        if (folder / "samples.png").is_file()
+        else "",
         training=training.strip(),
         versions=", ".join([f"jem_hf {__version__}", *(f"{package} {version(package)}" for package in PACKAGES)]),
         results=_results(report, evaluation),
@@ -217,10 +227,38 @@ def write_training_card(folder: str | Path, trainer) -> None:
         "num_parameters": trainer.model.num_parameters(),
         "prediction": {name: metrics[f"eval_{name}"] for name in names if f"eval_{name}" in metrics},
     }
-    cost = f"Objective `{args.objective}`, {trainer.state.global_step} steps of {args.train_batch_size} images."
-    names = {"name": args.hub_model_id or args.output_dir, "recipe": None, "dataset": None}
+    config = trainer.model.config
+    network = ", ".join(f"{name}={value}" for name, value in config.backbone_kwargs.items())
+    known = {
+        "name": args.hub_model_id or args.output_dir,
+        "recipe": None,
+        "dataset": None,
+        "data": _data(trainer),
+        "cost": f"Objective `{args.objective}`, {trainer.state.global_step} steps of {args.train_batch_size} images, "
+        f"learning rate {args.learning_rate:g}, network `{config.backbone}({network})`.",
+        "caption": "*Drawn for the labels of images kept out of training.*",
+    }
     card = {name: value for name, value in trainer.card.items() if name != "requests"}
-    write_card(folder, trainer.model.config, report, cost=cost, **{**names, **card})
+    write_card(folder, config, report, **known | card)
+
+
+def _data(trainer) -> str:
+    """Name and numbers of images, as far as a trainer knows them."""
+    name = trainer.card.get("dataset")
+    uses = ((trainer.train_dataset, "to train on"), (trainer.eval_dataset, "kept out of training"))
+    known = [f"`{_without_folders(name)}`"] if name else []
+    known += [f"{len(rows):,} images {use}" for rows, use in uses if isinstance(rows, AttributeTensors)]
+    return f"{', '.join(known)}." if known else ""
+
+
+def _example(config: JemConfig) -> str:
+    """A request for the first attribute."""
+    name = config.attributes[0]
+    return f"{name}={config.values(name)[0]}" if name in config.attribute_values else name
+
+
+def _with_values(name: str, config: JemConfig) -> str:
+    return f"{name} ({', '.join(config.values(name))})" if name in config.attribute_values else name
 
 
 def _without_folders(name: str) -> str:
@@ -240,7 +278,7 @@ def _results(report: dict, evaluation: str) -> str:
         return MEASURED.format(evaluation=evaluation, tables=tables(report))
     if report.get("prediction"):
         rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in report["prediction"].items())
-        return f"Prediction of the attributes, measured while training:\n\n| | |\n| --- | ---: |\n{rows}"
+        return f"Prediction, at the end of training, on images kept out of it:\n\n| | |\n| --- | ---: |\n{rows}"
     return "Not measured yet: `jem-hf evaluate` does it."
 
 
@@ -256,7 +294,7 @@ def _eval_results(report: dict, dataset: str, dataset_name: str | None = None) -
                     task_type=task,
                     dataset_type=dataset,
                     dataset_name=dataset_name or dataset,
-                    dataset_split="test",
+                    dataset_split="test" if "baselines" in report else None,
                     metric_type=key,
                     metric_name=title,
                     metric_value=round(value, 4),

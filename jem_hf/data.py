@@ -1,6 +1,6 @@
 """Images with attributes: from the Hub, a folder or the avatars to a `DatasetDict`.
 
-`datasets` is imported inside the functions that need it; `AttributeTensors` works without it.
+`datasets` is imported inside the functions that need it; `tensors.AttributeTensors` works without it.
 """
 
 import os
@@ -19,9 +19,6 @@ from .columns import (
 from .configuration_jem import nearest_name
 from .layouts import load_layout
 from .splits import ZERO_SHOT_CANDIDATES, make_split, read_splits, write_splits, zero_shot_combinations
-from .tensors import AttributeStream, AttributeTensors, encode_dataset
-
-__all__ = ["AttributeStream", "AttributeTensors", "attribute_values", "encode_dataset", "load_attribute_dataset"]
 
 
 def load_attribute_dataset(

@@ -8,14 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard, hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors.torch import load_file
+from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils.hub import extract_commit_hash
 
 TASK = "attribute-conditional-generation"
-CODE = (
-    "backbone_jem configuration_jem heads_jem hub_jem image_processing_jem label_prior_jem modeling_jem pipeline_jem "
-    "requests_jem sampling_jem"
-).split()
 AUTO_MAP = {
     "AutoConfig": "configuration_jem.JemConfig",
     "AutoModel": "modeling_jem.JemModel",
@@ -26,6 +24,9 @@ PROCESSOR_AUTO_MAP = {"AutoImageProcessor": {"torchvision": "image_processing_je
 CUSTOM_PIPELINES = {
     TASK: {"impl": "pipeline_jem.AttributeConditionalGenerationPipeline", "pt": ["AutoModel"], "type": "multimodal"}
 }
+TRUST = """\
+`trust_remote_code=True` runs the code beside the weights; it needs transformers and timm, not `jem_hf`. Where that is
+installed, `import jem_hf` does as well. `pipeline("image-classification", ...)` takes the same arguments."""
 FILES = ("config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json")
 HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 IS_REMOTE_CODE = __name__.startswith("transformers_modules.")
@@ -35,7 +36,7 @@ class OnHub:
     """Mixin of configuration, model and image processor: names of the zoo, downloads that are checked, uploads."""
 
     checkpoint_files = ()
-    resolve = None  # jem_hf.zoo sets it: (name, files, arguments) -> (folder or Hub id, arguments)
+    resolve = None  # jem_hf.zoo sets it: (name, files, arguments) -> (folder or Hub id, arguments, SHA-256 by file)
     write_card = None  # jem_hf.zoo sets it: (folder, config, name) -> a card for a model that has none
 
     @classmethod
@@ -47,12 +48,20 @@ class OnHub:
             ValueError: a model of the zoo that has no weights yet.
             OSError: nothing of that name, or a file that is not what its hash says.
         """
-        name = pretrained_model_name_or_path
+        name, declared = pretrained_model_name_or_path, {}
         if name is not None and OnHub.resolve is not None:
-            name, kwargs = OnHub.resolve(name, cls.checkpoint_files, kwargs)
+            name, kwargs, declared = OnHub.resolve(name, cls.checkpoint_files, kwargs)
         if name is not None and not Path(name).exists():
-            kwargs = _checked_download(str(name), cls.checkpoint_files, kwargs)
-        return super().from_pretrained(name, *args, **kwargs)
+            kwargs = _checked_download(str(name), cls.checkpoint_files, kwargs, declared)
+        elif name is not None and Path(name).is_dir():
+            file = Path(name, kwargs.get("subfolder") or "", cls.checkpoint_files[0])
+            if not file.is_file():
+                raise OSError(f"{file.parent} has no {file.name}: give the folder of a checkpoint")
+        loaded = super().from_pretrained(name, *args, **kwargs)
+        if cls._is_model():
+            model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+            model._revision = kwargs.get("revision")
+        return loaded
 
     def push_to_hub(
         self,
@@ -106,21 +115,31 @@ class OnHub:
             )
 
     def _needs_card(self, api, repo_id, revision) -> bool:
-        is_model = "model.safetensors" in self.checkpoint_files and OnHub.write_card is not None
-        return is_model and not api.file_exists(repo_id, "README.md", revision=revision)
+        can_write = self._is_model() and OnHub.write_card is not None
+        return can_write and not api.file_exists(repo_id, "README.md", revision=revision)
+
+    @classmethod
+    def _is_model(cls) -> bool:
+        return "model.safetensors" in cls.checkpoint_files
 
     def _add_documents(self, folder: Path) -> None:
         """Put into `folder` what belongs beside the files of `save_pretrained`."""
 
 
-def _checked_download(repo_id: str, files, kwargs: dict) -> dict:
-    """Download files into the cache and compare them with the Hub's hashes; transformers finds them there."""
+def _checked_download(repo_id: str, files, kwargs: dict, declared: dict[str, str]) -> dict:
+    """Download files of one commit and compare them with the Hub's hashes and `declared`.
+
+    transformers finds them in the cache, and is told not to ask again: without network a question takes half a minute.
+    """
     hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
     for name in files:
         try:
             path = Path(hf_hub_download(repo_id, name, subfolder=kwargs.get("subfolder") or None, **hub))
+        except LocalEntryNotFoundError:
+            return {**kwargs, "local_files_only": True}
         except (OSError, ValueError):
             return kwargs  # transformers asks again and says what is wrong
+        hub["revision"] = extract_commit_hash(str(path), None)
         blob = path.resolve()  # the cache names a file by its hash: SHA-256 of a large one, else git's
         if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name) and file_hash(blob, blob.name) != blob.name:
             path.unlink()
@@ -129,7 +148,11 @@ def _checked_download(repo_id: str, files, kwargs: dict) -> dict:
                 f"{name} of {repo_id!r} is not what the Hub's hash says: it was damaged on the way or in the cache, "
                 "and has been removed; load it again"
             )
-    return {**kwargs, "force_download": False} if "force_download" in kwargs else kwargs
+        if name in declared and file_hash(path) != declared[name]:
+            raise OSError(
+                f"{name} of {repo_id!r} is not the file that the card in the zoo declares: its SHA-256 differs"
+            )
+    return {**kwargs, "revision": hub["revision"], "local_files_only": True, "force_download": False}
 
 
 def file_hash(path: str | Path, like: str = 64 * "0") -> str:
@@ -149,12 +172,19 @@ def describe_files(folder: str | Path) -> list[dict]:
     return [{"path": path.name, "size": path.stat().st_size, "sha256": file_hash(path)} for path in paths]
 
 
+def code_files() -> list[Path]:
+    """The files that read a checkpoint: this one, and all that follow from its imports."""
+    # nothing here uses them: by these lines transformers finds all files, wherever it copies one of them to
+    from .modeling_jem import JemModel  # noqa: F401
+    from .pipeline_jem import AttributeConditionalGenerationPipeline  # noqa: F401
+
+    return sorted({Path(file) for file in get_relative_import_files(__file__)})
+
+
 def save_code(folder: str | Path) -> None:
     """Put the code that reads a checkpoint beside it."""
-    for name in CODE:
-        source = Path(__file__).with_name(f"{name}.py")
-        if source.is_file():
-            shutil.copyfile(source, Path(folder) / source.name)
+    for path in code_files():
+        shutil.copyfile(path, Path(folder) / path.name)
 
 
 def update_json(path: str | Path, content: dict) -> None:
@@ -172,8 +202,9 @@ def address_card(folder: Path, repo_id: str, revision: str | None = None) -> Non
     usage = f'model="{repo_id}", trust_remote_code=True'
     if card.data.revision != "main":
         usage += f', revision="{revision}"'
-    text = re.sub(rf'(pipeline\("{TASK}", )[^\n]*\)\n', rf"\g<1>{usage})\n", card.text)
-    card.text = text.replace("import jem_hf\nfrom transformers", "from transformers")
+    text = card.text.replace("import jem_hf\nfrom transformers", "from transformers").replace(f"{TRUST}\n\n", "")
+    example = rf'(pipeline\("{TASK}", )[^\n]*\)\n(.*?```\n\n)'
+    card.text = re.sub(example, rf"\g<1>{usage})\n\g<2>{TRUST}\n\n", text, count=1, flags=re.DOTALL)
     card.save(folder / "README.md")
 
 
@@ -182,7 +213,7 @@ def source_folder(model) -> Path | None:
     name = model.name_or_path
     if not name or Path(name).is_dir():
         return Path(name) if name else None
-    revision = getattr(model.config, "_commit_hash", None)
+    revision = getattr(model, "_revision", None)
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=[*FILES, "*.md", "*.json", "*.png"]))
     except (OSError, ValueError):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+import yaml
 from huggingface_hub import ModelCard
 
 from .hub_jem import OnHub, file_hash
@@ -13,6 +14,7 @@ _HERE = Path(__file__).resolve().parent
 CARDS = next((path for path in (_HERE / "model_cards", _HERE.parent / "model_cards") if path.is_dir()), None)
 DEFAULT_MODEL = "jem-avatars"
 WEIGHTS = "model.safetensors"
+LISTS = {"attributes": str, "tags": str, "files": dict}  # what a card may list
 
 
 @dataclass(frozen=True)
@@ -69,23 +71,41 @@ def _matches(name: str, filter: str) -> bool:
 
 
 def model_info(name: str) -> ZooModel:
-    """What the zoo knows of a model. Raises `ValueError` where there is none of that name."""
+    """What the zoo knows of a model. Raises `ValueError` where there is none of that name, or its card is broken."""
     if name not in list_models():
         raise ValueError(f"the zoo has no model {name!r}; it has {', '.join(list_models()) or 'none'}")
     folder = CARDS / name
-    return ZooModel(name, folder, ModelCard.load(folder / "README.md").data.to_dict())
+    return ZooModel(name, folder, _read_card(folder / "README.md"))
 
 
-def resolve(name_or_path: str | os.PathLike, files=(WEIGHTS,), kwargs: dict | None = None) -> tuple[str, dict]:
+def _read_card(path: Path) -> dict:
+    try:
+        card = ModelCard.load(path).data.to_dict()
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise ValueError(f"the front matter of {path} cannot be read: {error}") from error
+    if not isinstance(card.get("image_size"), int):
+        raise ValueError(f"the front matter of {path} has image_size: {card.get('image_size')!r}, which is no number")
+    for field, kind in LISTS.items():
+        entries = card.get(field, [])
+        if not isinstance(entries, list) or not all(isinstance(entry, kind) for entry in entries):
+            raise ValueError(f"the front matter of {path} has {field}: {entries!r}, no list of {kind.__name__}")
+    for entry in card.get("files", []):
+        if not all(isinstance(entry.get(key), str) for key in ("path", "sha256")):
+            raise ValueError(f"the front matter of {path} has files without path and sha256: {entry!r}")
+    return card
+
+
+def resolve(name_or_path: str | os.PathLike, files=(WEIGHTS,), kwargs: dict | None = None) -> tuple[str, dict, dict]:
     """
     Where a model is: a folder, the folder of a zoo model, the Hub repo of its card, or a Hub id as it is.
 
     Args:
-        files: what is wanted of it; compared with the hashes of the card.
+        files: what is wanted of it; of a zoo model's folder compared with the hashes of the card.
         kwargs: of `from_pretrained`.
 
     Returns:
-        Folder or Hub id, and the arguments for it: the card's revision, if none is given.
+        Folder or Hub id, the arguments for it (the card's revision, if none is given), and the SHA-256 by path of what
+        is still to be compared with the card, once it is downloaded.
 
     Raises:
         ValueError: a model of the zoo that has no weights yet.
@@ -93,13 +113,16 @@ def resolve(name_or_path: str | os.PathLike, files=(WEIGHTS,), kwargs: dict | No
     """
     name, kwargs = os.fspath(name_or_path), kwargs or {}
     if os.path.isdir(name) or name not in list_models():
-        return name, kwargs
+        return name, kwargs, {}
     model = model_info(name)
     if all((model.folder / path).is_file() for path in files):
         model.check(*files)
-        return str(model.folder), kwargs
+        return str(model.folder), kwargs, {}
     if model.is_trained:
-        return model.card["repo_id"], {"revision": model.card.get("revision"), **kwargs}
+        revision = kwargs.get("revision")  # of another than the card's nothing is known
+        # the weights alone: an upload writes into config.json where the code is
+        declared = {} if revision else {WEIGHTS: model.files[WEIGHTS]["sha256"]}
+        return model.card["repo_id"], {**kwargs, "revision": revision or model.card.get("revision")}, declared
     recipe = model.card.get("recipe", name)
     raise ValueError(
         f"{name!r} is declared in the zoo but has no weights yet: train it with jem-hf train {recipe}, "

@@ -36,3 +36,35 @@ def tensors(config):
     images = torch.randint(256, (48, 3, 8, 8), generator=generator, dtype=torch.uint8)
     labels = torch.stack([torch.randint(-1, v, (48,), generator=generator) for v in config.num_values], dim=1)
     return AttributeTensors(images, labels, config.attributes)
+
+
+def striped_images(num_images, seed):
+    """16x16 noise; "stripe": a bright one at the bottom; "block": none, a high or a wide one."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 120, (num_images, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 6, (num_images,), generator=generator)
+    labels = torch.stack([labels % 2, labels // 2], 1)
+    images[labels[:, 0] == 1, :, 13:] = 220
+    images[labels[:, 1] == 1, :, 3:12, 6:10] = 250
+    images[labels[:, 1] == 2, :, 6:10, 3:12] = 250
+    return AttributeTensors(images, labels, ["stripe", "block"])
+
+
+@pytest.fixture(scope="session")
+def striped_train():
+    """Striped images to train on, a fifth of each label missing."""
+    split = striped_images(600, seed=0)
+    split.labels[::5, 0] = -1
+    split.labels[1::5, 1] = -1
+    return split
+
+
+@pytest.fixture(scope="session")
+def striped_test():
+    return striped_images(300, seed=1)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Where the networks that a file of tests trains are kept."""
+    return tmp_path_factory.mktemp("cache")

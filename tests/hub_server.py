@@ -9,22 +9,25 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 LFS_SUFFIXES = (".safetensors", ".png", ".bin")
-ROUTES = [  # method, path, handler; {repo} is owner/name
+ROUTES = [  # method, path, handler; {repo} is owner/name, {kind} models or spaces
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/repos/create", "create_repo"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
-    ("POST", r"/api/models/{repo}/preupload/([^/]+)", "preupload"),
-    ("POST", r"/api/models/{repo}/commit/([^/]+)", "commit"),
-    ("POST", r"/api/models/{repo}/branch/([^/]+)", "create_branch"),
-    ("GET", r"/api/models/{repo}/refs", "refs"),
-    ("GET", r"/api/models/{repo}/tree/([^/]+)", "tree"),
-    ("GET", r"/api/models/{repo}/revision/([^/]+)", "info"),
-    ("GET", r"/api/models/{repo}", "info"),
-    ("POST", r"/{repo}\.git/info/lfs/objects/batch", "lfs_batch"),
+    ("POST", r"/api/{kind}/{repo}/preupload/([^/]+)", "preupload"),
+    ("POST", r"/api/{kind}/{repo}/commit/([^/]+)", "commit"),
+    ("POST", r"/api/{kind}/{repo}/branch/([^/]+)", "create_branch"),
+    ("GET", r"/api/{kind}/{repo}/refs", "refs"),
+    ("GET", r"/api/{kind}/{repo}/tree/([^/]+)", "tree"),
+    ("GET", r"/api/{kind}/{repo}/revision/([^/]+)", "info"),
+    ("GET", r"/api/{kind}/{repo}", "info"),
+    ("POST", r"/(?:spaces/)?{repo}\.git/info/lfs/objects/batch", "lfs_batch"),
     ("PUT", r"/lfs/([0-9a-f]{64})", "lfs_put"),
     ("GET", r"/{repo}/resolve/([^/]+)/(.+)", "resolve"),
 ]
-ROUTES = [(method, re.compile(path.replace("{repo}", r"([^/]+/[^/]+?)") + "$"), name) for method, path, name in ROUTES]
+PARTS = {"{repo}": r"([^/]+/[^/]+?)", "{kind}": r"(?:models|spaces)"}
+for part, pattern in PARTS.items():
+    ROUTES = [(method, path.replace(part, pattern), name) for method, path, name in ROUTES]
+ROUTES = [(method, re.compile(path + "$"), name) for method, path, name in ROUTES]
 
 
 class HubError(Exception):
@@ -63,16 +66,16 @@ class HubServer(ThreadingHTTPServer):
     Args:
         tokens: user by token; a token that is taken out of it has expired.
 
-    `cut` holds names of files whose next download ends half way, `corrupt` those whose bytes are wrong on the way,
-    `requests` what was asked for.
+    `cut` holds names of files whose next download ends half way, `corrupt` hashes of files whose bytes are wrong on
+    the way, `requests` what was asked for, `ranges` the files of which a part was, and its first byte.
     """
 
     daemon_threads = True
 
     def __init__(self, tokens=None):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.tokens = {"hf_alice": "alice"} if tokens is None else tokens
-        self.repos, self.blobs, self.requests = {}, {}, []
+        self.tokens = {"hf_alice": "alice", "hf_bob": "bob"} if tokens is None else tokens
+        self.repos, self.blobs, self.requests, self.ranges = {}, {}, [], []
         self.cut, self.corrupt = set(), set()
         self.lock = threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
@@ -174,7 +177,10 @@ class Handler(BaseHTTPRequestHandler):
         if not self.user:
             raise HubError(401, "Invalid username or password.")
         asked = self._json()
-        repo_id = f"{asked.get('organization') or self.user}/{asked['name']}"
+        owner = asked.get("organization") or self.user
+        if owner != self.user:
+            raise HubError(403, f"{self.user} may not make repos of {owner}")
+        repo_id = f"{owner}/{asked['name']}"
         content = {"url": f"{self.server.url}/{repo_id}", "name": repo_id}
         if repo_id in self.server.repos:
             error = HubError(409, "You already created this model repo")
@@ -282,11 +288,12 @@ class Handler(BaseHTTPRequestHandler):
             raise error
         content = self.server.blobs[etag]
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": oid, "Accept-Ranges": "bytes"}
-        if path in self.server.corrupt:
+        if etag in self.server.corrupt:
             content = content[:-1] + bytes([content[-1] ^ 1])
         status, size = 200, len(content)
         if match := re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(match[1]), int(match[2] or size - 1)
+            self.server.ranges.append((path, first))
             status, content = 206, content[first : last + 1]
             headers["Content-Range"] = f"bytes {first}-{min(last, size - 1)}/{size}"
         if self.command == "GET" and path in self.server.cut:

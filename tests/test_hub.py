@@ -1,5 +1,6 @@
 """Up to the Hub and back over HTTP: the real client in a process of its own, a Hub on loopback."""
 
+import hashlib
 import json
 import shutil
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from jem_hf import JemConfig, JemImageProcessor, JemModel
 from jem_hf.cards import BEGIN, write_card
-from jem_hf.hub_jem import CODE
+from jem_hf.hub_jem import code_files
 
 REPO = "alice/tiny"
 PUSH = """
@@ -28,6 +29,7 @@ result["images"] = digest(jem_hf.AttributeConditionalGenerationPipeline(
 """
 LOAD = """
 from transformers import AutoModel, pipeline
+AutoModel.from_pretrained("alice/tiny", **trust).save_pretrained("again")
 generate = pipeline("attribute-conditional-generation", model="alice/tiny", **trust)
 result["images"] = digest(generate("Smiling & Hair=red", num_images=3, seed=7))
 result["sum"] = sum(p.double().sum().item() for p in AutoModel.from_pretrained("alice/tiny", **trust).parameters())
@@ -74,7 +76,7 @@ def test_push(hub):
     )
     files = hub.server.files(REPO)
     names = {"README.md", "config.json", "preprocessor_config.json", "model.safetensors", ".gitattributes"}
-    assert set(files) - {".gitattributes"} == names - {".gitattributes"} | {f"{name}.py" for name in CODE}
+    assert set(files) - {".gitattributes"} == names - {".gitattributes"} | {path.name for path in code_files()}
     assert json.loads(files["preprocessor_config.json"])["size"] == {"shortest_edge": 10}
     texts = [content for name, content in files.items() if not name.endswith((".safetensors", ".py"))]
     assert not any(str(hub.folder).encode() in text for text in texts)
@@ -99,6 +101,7 @@ def test_round_trip(hub, tmp_path, without_jem_hf):
     result = python(f"{start}\n{LOAD}", tmp_path, env, without_jem_hf)
     assert result["images"] == hub.pushed["images"]
     assert result["sum"] == hub.sum
+    assert {path.name for path in (tmp_path / "again").glob("*.py")} == {path.name for path in code_files()}
 
 
 def test_trouble_on_the_way(hub, tmp_path):
@@ -106,6 +109,8 @@ def test_trouble_on_the_way(hub, tmp_path):
     env = environment(tmp_path, hub.server.url, "hf_alice")
     script = """
     import jem_hf
+    from huggingface_hub import constants
+    constants.DOWNLOAD_CHUNK_SIZE = 1024  # a download goes on after the last whole one
     def error(load):
         try:
             load()
@@ -115,32 +120,73 @@ def test_trouble_on_the_way(hub, tmp_path):
     result["sum"] = sum(p.double().sum().item() for p in model.parameters())
     result["damaged"] = error(lambda: jem_hf.JemImageProcessor.from_pretrained("alice/tiny"))
     result["again"] = error(lambda: jem_hf.JemImageProcessor.from_pretrained("alice/tiny"))
+    result["weights"] = error(lambda: jem_hf.JemModel.from_pretrained("alice/tiny", revision="refs/pr/1"))
     result["repo"] = error(lambda: jem_hf.JemModel.from_pretrained("alice/nothing"))
     result["revision"] = error(lambda: jem_hf.JemModel.from_pretrained("alice/tiny", revision="v9"))
     """
     script = "\n".join(line.removeprefix("    ") for line in script.splitlines())
     hub.server.cut.add("model.safetensors")
-    hub.server.corrupt.add("preprocessor_config.json")
+    repo = hub.server.repos[REPO]
+    hub.server.corrupt |= {
+        repo.commits[repo.refs["main"]]["preprocessor_config.json"],
+        repo.commits[repo.refs["refs/pr/1"]]["model.safetensors"],
+    }
     result = python(script, tmp_path, env)
     hub.server.corrupt.clear()
     assert not hub.server.cut and result["sum"] == hub.sum
+    half = len(hub.server.files(REPO, "v2")["model.safetensors"]) // 2
+    assert ("model.safetensors", half // 1024 * 1024) in hub.server.ranges  # it went on where the line broke
     assert "not what the Hub's hash says" in result["damaged"] and "alice/tiny" in result["damaged"]
     assert "not what the Hub's hash says" in result["again"]  # nothing wrong was kept, and it still came damaged
+    assert result["weights"].startswith("OSError: model.safetensors of 'alice/tiny' is not what the Hub's hash says")
     assert "alice/nothing" in result["repo"] and "v9" in result["revision"]
-    script = (
-        script[: script.index('result["damaged"]')]
-        + 'result["repo"] = error('
-        + (
-            'lambda: jem_hf.JemModel.from_pretrained("alice/nothing"))\n'
-            'result["zoo"] = jem_hf.JemModel.from_pretrained("jem-avatars").config.image_size'
-        )
-    )
-    for env in (environment(tmp_path, hub.server.url, offline=True), environment(tmp_path, "http://127.0.0.1:9")):
-        before = len(hub.server.requests)
-        result = python(script, tmp_path, env)
-        assert result["sum"] == hub.sum and result["zoo"] == 32
-        assert result["repo"].startswith("OSError") and "cached files" in result["repo"]
-        assert len(hub.server.requests) == before
+    cached = script[: script.index('result["damaged"]')]
+    cached += 'result["zoo"] = jem_hf.JemModel.from_pretrained("jem-avatars").config.image_size\n'
+    unknown = 'result["repo"] = error(lambda: jem_hf.JemModel.from_pretrained("alice/nothing"))'
+    before = len(hub.server.requests)
+    offline = python(cached + unknown, tmp_path, environment(tmp_path, hub.server.url, offline=True))
+    unreachable = python(cached, tmp_path, environment(tmp_path, "http://127.0.0.1:9"))
+    assert all(result["sum"] == hub.sum and result["zoo"] == 32 for result in (offline, unreachable))
+    assert offline["repo"].startswith("OSError") and "cached files" in offline["repo"]
+    assert len(hub.server.requests) == before
+
+
+def test_weights_of_a_zoo_model_at_the_hub_are_those_of_its_card(hub, tmp_path):
+    """Its repo may have moved on: the card in the package says which file it means."""
+    files = {name: hub.server.files(REPO)[name] for name in ("README.md", "config.json", "model.safetensors")}
+    for name, sha256 in (("right", hashlib.sha256(files["model.safetensors"]).hexdigest()), ("wrong", 64 * "0")):
+        (tmp_path / "zoo" / name).mkdir(parents=True)
+        card = ModelCard(files["README.md"].decode())
+        card.data.files = [{"path": "model.safetensors", "size": 1, "sha256": sha256}]
+        card.save(tmp_path / "zoo" / name / "README.md")
+    script = """
+import jem_hf, jem_hf.zoo, pathlib
+jem_hf.zoo.CARDS = pathlib.Path("zoo")
+load = jem_hf.JemModel.from_pretrained
+result["sum"] = sum(p.double().sum().item() for p in load("right").parameters())
+result["v2"] = sum(p.double().sum().item() for p in load("wrong", revision="v2").parameters())
+try:
+    load("wrong")
+except OSError as error:
+    result["error"] = str(error)
+"""
+    result = python(script, tmp_path, environment(tmp_path / "home", hub.server.url, "hf_alice"))
+    assert result["sum"] == result["v2"] == hub.sum
+    assert "is not the file that the card in the zoo declares" in result["error"]
+
+
+def test_a_model_from_the_hub_takes_its_card_along(hub, tmp_path):
+    script = """
+import jem_hf
+model = jem_hf.JemModel.from_pretrained("alice/tiny", revision="v2")
+model.push_to_hub("alice/copy")
+"""
+    python(script, tmp_path, environment(tmp_path / "home", hub.server.url, "hf_alice"))
+    original, copy = hub.server.files(REPO, "v2"), hub.server.files("alice/copy")
+    assert {name for name in original if original[name] != copy.get(name)} == {"README.md"}
+    text = copy["README.md"].decode()
+    assert "Written by hand." in text and "alice/tiny" not in text and "v2" not in text
+    assert text.count("trust_remote_code=True` runs") == 1
 
 
 def test_push_of_a_folder_by_command(hub, tmp_path):
@@ -156,11 +202,11 @@ def test_push_of_a_folder_by_command(hub, tmp_path):
     text = hub.server.files("alice/mine")["README.md"].decode()
     lines = [line for line in text.split("```python\n")[1].split("```")[0].splitlines() if line]
     assert len(lines) == 3  # an import, and the reader's two lines
-    result = python(
-        "\n".join(lines) + '\nresult["n"] = len(images)', tmp_path, environment(tmp_path / "reader", hub.server.url),
-        without_jem_hf=True,
-    )  # fmt: skip
-    assert result["n"] == 4
+    assert "Hair (black, blond, red)" in text and "`import jem_hf`" in text
+    env = environment(tmp_path / "reader", hub.server.url)
+    for without_jem_hf in (True, False):
+        code = "\n".join(lines) + '\nresult["n"] = len(images)\nresult["size"] = images[0]["image"].size'
+        assert python(code, tmp_path, env, without_jem_hf) == {"n": 4, "size": [8, 8]}
 
 
 def test_a_token_that_is_refused(hub, tmp_path):
@@ -169,6 +215,28 @@ def test_a_token_that_is_refused(hub, tmp_path):
     lines = [line for line in run.stderr.splitlines() if line.startswith("jem-hf:")]
     assert len(lines) == 1 and "401" in lines[0] and "Traceback" not in run.stderr
     assert "alice/other" not in hub.server.repos
+    run = jem_hf("generate", REPO, "Hat", cwd=tmp_path, env=env, code=2)
+    lines = [line for line in run.stderr.splitlines() if line.startswith("jem-hf:")]
+    assert len(lines) == 1 and "401" in lines[0] and "Traceback" not in run.stderr
+
+
+def test_who_may_not_write_may_propose(hub, tmp_path):
+    alice = environment(tmp_path / "alice", hub.server.url, "hf_alice")
+    bob = environment(tmp_path / "bob", hub.server.url, "hf_bob")
+    push = ("push", hub.folder / "checkpoint")
+    jem_hf(*push, "alice/open", cwd=tmp_path, env=alice)
+    before = dict(hub.server.repos["alice/open"].refs)
+    run = jem_hf(*push, "alice/open", "--revision", "bobs", cwd=tmp_path, env=bob, code=2)
+    lines = [line for line in run.stderr.splitlines() if line.startswith("jem-hf:")]
+    assert len(lines) == 1 and "403" in lines[0] and hub.server.repos["alice/open"].refs == before
+    shutil.copytree(hub.folder / "checkpoint", tmp_path / "changed")
+    config = json.loads((tmp_path / "changed" / "config.json").read_text())
+    (tmp_path / "changed" / "config.json").write_text(json.dumps({**config, "guidance_scale": 5.0}))
+    run = jem_hf("push", "changed", "alice/open", "--create-pr", cwd=tmp_path, env=bob)
+    assert run.stdout.strip().endswith("/alice/open/discussions/1")
+    refs = hub.server.repos["alice/open"].refs
+    assert set(refs) - set(before) == {"refs/pr/1"} and refs["main"] == before["main"]
+    assert json.loads(hub.server.files("alice/open", "refs/pr/1")["config.json"])["guidance_scale"] == 5.0
 
 
 def test_trainer_pushes_model_and_card(hub, tmp_path):

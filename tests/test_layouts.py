@@ -1,95 +1,24 @@
 """Folders as users have them, a few images each, from file to tensors."""
 
 import json
-import os
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from dataset_folders import load, write_celeba, write_image, write_image_folder, write_zappos
 
 from jem_hf import JemModel
-from jem_hf.data import load_attribute_dataset
 from jem_hf.image_processing_jem import JemImageProcessor
 from jem_hf.recipes import load_recipe, load_splits, train
 
 PROCESSOR = JemImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
-ZAPPOS_HEADER = "CID,Category,SubCategory,HeelHeight,Insole,Closure,Gender,Material,ToeStyle"
-
-
-def write_image(path, level):
-    """One grey level tells which image it is."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    Image.new("RGB", (12, 10), (level, level, level)).save(path, quality=100)
-
-
-def write_celeba(folder, num_images=20, lines=None, partition=None):
-    names = [f"{i + 1:06}.jpg" for i in range(num_images)]
-    for i, name in enumerate(names):
-        write_image(folder / "img_align_celeba" / name, 10 * i)
-    values = [" ".join("1" if (i >> k) & 1 else "-1" for k in range(3)) for i in range(num_images)]
-    lines = lines or [f"{name}  {row}" for name, row in zip(names, values)]
-    (folder / "list_attr_celeba.txt").write_text("\n".join([str(num_images), "Bald Hat Male ", *lines, ""]))
-    if partition is None:
-        partition = [f"{name} {0 if i < 12 else 1 if i < 16 else 2}" for i, name in enumerate(names)]
-    (folder / "list_eval_partition.txt").write_text("\n".join(partition))
-    return folder
-
-
-def write_zappos(folder, rows=None):
-    rows = rows or [
-        "100627-72,Shoes,Oxfords,1in - 1 3/4in,,Lace up,Men,Leather;Suede,",
-        "100-1,Shoes,Heels,5in & over,Padded,Slip-On,Women,Suede,Round Toe",
-        '200-1,Boots,Ankle,,Padded,,Women;Girls,,"Round Toe"',
-        "300-9,Boots,Ankle,,,,Women,Leather,",
-    ]
-    (folder / "ut-zap50k-data").mkdir(parents=True)
-    (folder / "ut-zap50k-data" / "meta-data.csv").write_text("\n".join([ZAPPOS_HEADER, *rows, ""]))
-    images = folder / "ut-zap50k-images-square"
-    write_image(images / "Shoes/Oxfords/Bostonian/100627.72.jpg", 10)
-    write_image(images / "Shoes/Heels/L'Autre #1 [50%] Børn::x/100.1.jpg", 20)
-    write_image(os.fsencode(images / "Boots/Ankle") + b"/Levi's\xae/200.1.jpg", 30)
-    write_image(images / "Boots/Ankle/Trailing./300.9.jpg", 40)
-    return folder
-
-
-def write_image_folder(folder, name="metadata.csv", content=None, num_images=20):
-    for i in range(num_images):
-        write_image(folder / f"{i}.png", 10 * i)
-    folder.joinpath(name).write_text(content or image_table(num_images))
-    return folder
-
-
-def image_table(num_images):
-    """Bool, yes and no, -1 and 1, 0 and 1 with gaps, strings, numbers; a constant column, and one without repeats."""
-    rows = [
-        [
-            f"{i}.png",
-            "" if i == 0 else i % 2 == 0,
-            "" if i == 1 else ("Yes", "no")[i % 2],
-            1 if i % 3 else -1,
-            "" if i == 2 else i % 2,
-            "" if i == 3 else ("red", "blue", "green")[i % 3],
-            (9, 10, 38)[i % 3],
-            7,
-            f"note {i}",
-        ]
-        for i in range(num_images)
-    ]
-    header = ["file_name", "Hat", "Happy", "Male", "Bald", "Color", "Size", "Version", "Note"]
-    return "\n".join(",".join(map(str, row)) for row in [header, *rows]) + "\n"
-
-
-@pytest.fixture
-def load(tmp_path):
-    return lambda folder, **kwargs: load_attribute_dataset(folder, cache_dir=str(tmp_path / "cache"), **kwargs)
 
 
 def levels(rows):
     return [int(np.asarray(image)[0, 0].mean() / 10 + 0.5) for image in rows[:]["image"]]
 
 
-def test_celeba_as_its_authors_ship_it(tmp_path, load):
+def test_celeba_as_its_authors_ship_it(tmp_path):
     dataset = load(write_celeba(tmp_path / "data"))
     assert {name: len(rows) for name, rows in dataset.items()} == {"train": 12, "validation": 4, "test": 4}
     assert dataset["train"].column_names == ["image", "Bald", "Hat", "Male"]
@@ -99,7 +28,7 @@ def test_celeba_as_its_authors_ship_it(tmp_path, load):
     assert list(load(tmp_path / "data")) == ["train"]
 
 
-def test_celeba_in_the_folders_of_its_archives(tmp_path, load):
+def test_celeba_in_the_folders_of_its_archives(tmp_path):
     write_celeba(tmp_path / "flat")
     for file, sub in [("list_attr_celeba.txt", "Anno"), ("list_eval_partition.txt", "Eval")]:
         (tmp_path / "data" / sub).mkdir(parents=True)
@@ -125,12 +54,12 @@ def test_celeba_in_the_folders_of_its_archives(tmp_path, load):
         ({"partition": ["000001.jpg 0"]}, "lacks 3 of 4 images, the first 000002.jpg"),
     ],
 )
-def test_celeba_with_mistakes(tmp_path, load, arguments, message):
+def test_celeba_with_mistakes(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         load(write_celeba(tmp_path / "data", num_images=4, **arguments))
 
 
-def test_ut_zap50k_binarised(tmp_path, load):
+def test_ut_zap50k_binarised(tmp_path):
     rows = load(write_zappos(tmp_path / "data"))["train"]
     assert levels(rows) == [1, 2, 3, 4]
     labels = rows.select_columns([name for name in rows.column_names if name != "image"])[:]
@@ -144,7 +73,7 @@ def test_ut_zap50k_binarised(tmp_path, load):
     assert len(labels) == 2 + 3 + 2 + 1 + 2 + 3 + 2 + 1
 
 
-def test_ut_zap50k_categorical(tmp_path, load):
+def test_ut_zap50k_categorical(tmp_path):
     tensors, values = load_splits(
         {
             "name_or_path": write_zappos(tmp_path / "data"),
@@ -170,14 +99,14 @@ def test_ut_zap50k_categorical(tmp_path, load):
         ("1-1,Shoes,Oxfords,,,,,,", r"line 2 names '1-1', which is not in .*square: 1 of 1 images are missing"),
     ],
 )
-def test_ut_zap50k_with_mistakes(tmp_path, load, row, message):
+def test_ut_zap50k_with_mistakes(tmp_path, row, message):
     with pytest.raises(ValueError, match=message):
         load(write_zappos(tmp_path / "data", [row]))
     with pytest.raises(ValueError, match="unknown argument 'binarized'"):
         load(tmp_path / "data", binarized=True)
 
 
-def test_image_folder_with_columns_of_every_kind(tmp_path, load):
+def test_image_folder_with_columns_of_every_kind(tmp_path):
     dataset = load(write_image_folder(tmp_path / "data"))
     rows = dataset["train"]
     assert rows.column_names == ["image", "Hat", "Happy", "Male", "Bald", "Color", "Size"]
@@ -204,7 +133,7 @@ def test_image_folder_with_columns_of_every_kind(tmp_path, load):
         ({"novel": [{"Size": 11}]}, "'Size' has the values .*, not '11'"),
     ],
 )
-def test_columns_that_are_no_attributes(tmp_path, load, kwargs, message):
+def test_columns_that_are_no_attributes(tmp_path, kwargs, message):
     with pytest.raises(ValueError, match=message):
         load(write_image_folder(tmp_path / "data"), **kwargs)
 
@@ -228,12 +157,12 @@ def test_columns_that_are_no_attributes(tmp_path, load, kwargs, message):
         ("metadata.csv", "name,Hat\n0.png,True\n", "file_name"),
     ],
 )
-def test_image_folder_with_mistakes(tmp_path, load, name, content, message):
+def test_image_folder_with_mistakes(tmp_path, name, content, message):
     with pytest.raises(ValueError, match=message):
         load(write_image_folder(tmp_path / "data", name, content, num_images=3))
 
 
-def test_tags_are_binary_attributes(tmp_path, load):
+def test_tags_are_binary_attributes(tmp_path):
     tags = [["hat"], None, [], ["hat", "dark hair"]]
     lines = [json.dumps({"file_name": f"{i}.png", "tags": cell, "ok": i > 1}) for i, cell in enumerate(tags)]
     rows = load(write_image_folder(tmp_path / "data", "metadata.jsonl", "\n".join(lines), num_images=4))["train"]
@@ -241,7 +170,7 @@ def test_tags_are_binary_attributes(tmp_path, load):
     assert rows["hat"][:] == [True, None, False, True] and rows["dark hair"][:] == [False, None, False, True]
 
 
-def test_a_saved_dataset_and_folders_of_classes(tmp_path, load):
+def test_a_saved_dataset_and_folders_of_classes(tmp_path):
     for i in range(6):
         write_image(tmp_path / "classes" / ("cat", "dog")[i % 2] / f"{i}.png", 10 * i)
     dataset = load(tmp_path / "classes")

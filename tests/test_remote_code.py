@@ -11,13 +11,14 @@ from hub_client import environment, python
 from transformers import AutoModel, AutoModelForImageClassification, pipeline
 
 import jem_hf
-from jem_hf.hub_jem import CODE, TASK
+from jem_hf.hub_jem import TASK, code_files
 
 EVERYTHING = """
 from transformers import AutoImageProcessor, AutoModel, pipeline
 from PIL import Image
 trust = {"trust_remote_code": True}
 model = AutoModel.from_pretrained(NAME, **trust)
+model.save_pretrained("again")  # before anything has loaded the code of the pipeline
 x = torch.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8)
 result["energy"] = model.eval()(x).energy.item()
 result["module"] = type(model).__module__
@@ -27,7 +28,6 @@ processor = AutoImageProcessor.from_pretrained(NAME, **trust)
 result["size"] = processor(Image.new("RGB", (20, 30)), return_tensors="pt")["pixel_values"].shape[-1]
 tag = pipeline("image-classification", model=NAME, **trust)
 result["tags"] = sorted(each["label"] for each in tag(Image.new("RGB", (20, 30)), top_k=9))
-model.save_pretrained("again")
 """
 
 
@@ -52,6 +52,7 @@ def test_a_saved_checkpoint_works_without_jem_hf(checkpoint, model, tmp_path):
     generate = pipeline(TASK, model=model)
     assert result["images"] == digest(generate("Smiling & Hair=red", num_images=3, seed=7))
     assert result["size"] == 8 and len(result["tags"]) == 5
+    assert {path.name for path in (tmp_path / "again").glob("*.py")} == {path.name for path in code_files()}
     again = jem_hf.JemModel.from_pretrained(tmp_path / "again")
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values()))
 
@@ -68,7 +69,10 @@ def test_what_is_installed_asks_for_no_trust(checkpoint, model, capsys):
 
 
 def test_files_of_a_checkpoint(checkpoint):
-    assert {path.stem for path in checkpoint.glob("*.py")} == set(CODE)
+    names = {path.stem for path in checkpoint.glob("*.py")}
+    assert names == {path.stem for path in code_files()}
+    assert {"hub_jem", "modeling_jem", "pipeline_jem", "requests_jem", "sampling_jem"} <= names
+    assert all(name.endswith("_jem") for name in names)
     for path in checkpoint.glob("*.py"):
         text = path.read_text()
         assert not re.search(r"^\s*(import jem_hf|from jem_hf|from \. import)", text, re.MULTILINE)

@@ -20,8 +20,8 @@ def test_from_pretrained_takes_names_of_the_zoo():
 
 
 def test_other_names_stay_as_they_are(tmp_path):
-    assert resolve("someone/model", kwargs={"revision": "x"}) == ("someone/model", {"revision": "x"})
-    assert resolve(tmp_path) == (str(tmp_path), {})
+    assert resolve("someone/model", kwargs={"revision": "x"}) == ("someone/model", {"revision": "x"}, {})
+    assert resolve(tmp_path) == (str(tmp_path), {}, {})
     with pytest.raises(ValueError, match="no model 'jem-dogs'; it has jem-avatars"):
         model_info("jem-dogs")
 
@@ -29,7 +29,7 @@ def test_other_names_stay_as_they_are(tmp_path):
 def test_a_folder_comes_before_the_zoo(tmp_path, monkeypatch):
     (tmp_path / "jem-avatars").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert resolve("jem-avatars") == ("jem-avatars", {})
+    assert resolve("jem-avatars") == ("jem-avatars", {}, {})
 
 
 def test_a_model_without_weights_says_how_to_train_it():
@@ -91,8 +91,9 @@ def test_weights_at_the_hub_repo_of_the_card(copied_zoo):
     card.data.repo_id, card.data.revision = "alice/jem-avatars", "v1"
     card.save(folder / "README.md")
     assert model_info("jem-avatars").is_trained
-    assert resolve("jem-avatars") == ("alice/jem-avatars", {"revision": "v1"})
-    assert resolve("jem-avatars", kwargs={"revision": "v2"}) == ("alice/jem-avatars", {"revision": "v2"})
+    declared = {"model.safetensors": model_info("jem-avatars").files["model.safetensors"]["sha256"]}
+    assert resolve("jem-avatars") == ("alice/jem-avatars", {"revision": "v1"}, declared)
+    assert resolve("jem-avatars", kwargs={"revision": "v2"}) == ("alice/jem-avatars", {"revision": "v2"}, {})
 
 
 @pytest.mark.parametrize("name", list_models())
