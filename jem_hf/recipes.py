@@ -2,7 +2,10 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import torch
 import yaml
@@ -10,6 +13,7 @@ import yaml
 from .columns import attribute_values, features_of
 from .configuration_jem import BINARY, JemConfig, nearest_name
 from .data import load_attribute_dataset
+from .fine_tuning import load_resized, unite_attributes
 from .image_processing_jem import JemImageProcessor
 from .modeling_jem import JemModel
 from .precision import has_native_bfloat16
@@ -21,22 +25,40 @@ _HERE = Path(__file__).resolve().parent
 RECIPES = next(
     (path for path in (_HERE / "recipes", _HERE.parent / "training" / "recipes") if path.is_dir()), _HERE / "recipes"
 )
-DATASET_FIELDS = (
-    "name_or_path attributes values min_frequency max_frequency novel split split_file image_column streaming "
-    "shuffle_buffer on_error cache_dir binarised num_train num_test num_novel"
-).split()
+DATASET_FIELDS = {
+    "name_or_path": str,
+    "attributes": list[str] | None,
+    "values": dict[str, list] | None,
+    "min_frequency": float,
+    "max_frequency": float,
+    "novel": list[dict] | str | None,
+    "split": dict | None,
+    "split_file": str | None,
+    "image_column": str | None,
+    "streaming": bool,
+    "shuffle_buffer": int,
+    "on_error": str,
+    "cache_dir": str | None,
+    "binarised": bool,
+    "num_train": int,
+    "num_test": int,
+    "num_novel": int,
+}
 EVALUATION_SPLITS = ("validation", "valid", "test")
 DEFAULT_SPLIT = {"kind": "random", "seed": 0, "test": 0.1}
-PATHS = ("output_dir", "name_or_path", "cache_dir", "split_file")
+YAML_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)  # PyYAML's own
+PATHS = ("output_dir", "name_or_path", "cache_dir", "split_file", "from_pretrained", "teacher")
 CARD_FIELDS = (
-    "name repo_id revision dataset dataset_name evaluation license license_name license_link requests data limits"
+    "name repo_id revision dataset dataset_name evaluation license license_name license_link data limits"
 ).split()
-PROCESSOR_FIELDS = ["size", "crop_size", "resample", "do_center_crop"]
-MODEL_FIELDS = [
-    name
-    for name in JemConfig.__annotations__
+CARD_FIELDS = {name: str | None for name in CARD_FIELDS} | {"requests": list[str]}
+PROCESSOR_FIELDS = {"size": dict[str, int], "crop_size": dict[str, int], "resample": int, "do_center_crop": bool}
+MODEL_FIELDS = {
+    name: kind
+    for name, kind in JemConfig.__annotations__.items()
     if not name.startswith("attribute") and name not in ("model_type", "novel_combinations")
-]
+}
+NETWORK_FIELDS = ("backbone", "backbone_kwargs", "image_size", "num_channels", "head")
 
 
 @dataclass
@@ -48,7 +70,10 @@ class Recipe:
         name (`str`): What `jem-hf train` knows it by.
         dataset (`dict`): Arguments of `load_attribute_dataset`.
         image_processor (`dict`): Arguments of `JemImageProcessor`.
-        model (`dict`): Fields of `JemConfig`; the attributes come from the data.
+        model (`dict`): Fields of `JemConfig`; the attributes come from the data. `from_pretrained` (zoo name, Hub id
+            or folder) goes on from a trained model, which keeps its attributes, network and image processor,
+            whatever the recipe says of these; it is the `teacher` of labels that the data lacks, unless `training`
+            has another one, or "".
         training (`dict`): Fields of `JemTrainingArguments`.
         card (`dict`): What the model card says of it, see `cards.write_card`.
     """
@@ -72,12 +97,14 @@ class Recipe:
         )
 
 
-def _sections() -> dict[str, list[str]]:
+def _sections() -> dict[str, dict[str, type]]:
+    """The types of the fields of each section."""
+    training = get_type_hints(JemTrainingArguments)
     return {
         "dataset": DATASET_FIELDS,
         "image_processor": PROCESSOR_FIELDS,
-        "model": MODEL_FIELDS,
-        "training": [f.name for f in dataclasses.fields(JemTrainingArguments)],
+        "model": {**MODEL_FIELDS, "from_pretrained": str},
+        "training": {f.name: training[f.name] for f in dataclasses.fields(JemTrainingArguments)},
         "card": CARD_FIELDS,
     }
 
@@ -90,7 +117,7 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, str] | None = Non
         overrides: fields to set on top, as text that is read as YAML: "1e-3" is a number and "[a, b]" a list.
 
     Raises:
-        ValueError: no such file, not YAML, or an unknown section or field.
+        ValueError: no such file, not YAML, an unknown section or field, or a field of another type.
     """
     path = Path(name_or_path)
     if not path.is_file():
@@ -98,38 +125,72 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, str] | None = Non
     if not path.is_file():
         names = sorted(p.stem for p in RECIPES.glob("*.yaml"))
         raise ValueError(f"no recipe {str(name_or_path)!r}; give a YAML file or one of {', '.join(names)}")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    content = read_yaml(path.read_bytes(), str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a recipe: it has no sections {', '.join(_sections())}")
     recipe = Recipe(path.stem)
     for section, fields in content.items():
-        if section not in _sections():
+        known = _sections().get(section) if isinstance(section, str) else None
+        if known is None:
             raise ValueError(f"{path}: unknown section {section!r}{nearest_name(str(section), list(_sections()))}")
+        if not isinstance(fields, dict | None):
+            raise ValueError(f"{path}: the section {section} has lines such as 'field: value', it is not {fields!r}")
         for name, value in (fields or {}).items():
-            if name not in _sections()[section]:
-                raise ValueError(
-                    f"{path}: unknown field {name!r} in {section}{nearest_name(name, _sections()[section])}"
-                )
-            getattr(recipe, section)[name] = _number(value)
+            if name not in known:
+                raise ValueError(f"{path}: unknown field {name!r} in {section}{nearest_name(str(name), known)}")
+            getattr(recipe, section)[name] = _number(value, known[name])
     for name, value in (overrides or {}).items():
         recipe.override(name, _parse(name, value))
+    for section in _sections():
+        fields = getattr(recipe, section)
+        _check_types(section, _resolved(fields) if section == "training" else fields)
     return recipe
+
+
+def read_yaml(text: str | bytes, source: str):
+    """What YAML says. Raises `ValueError` that names the source of a text that is none."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, *YAML_ERRORS) as error:
+        raise ValueError(f"{source} is not YAML: {error}") from error
 
 
 def _parse(name: str, text: str):
     """The value of a field that was given as text."""
-    return text if name in PATHS else _number(yaml.safe_load(text))
+    kinds = {name: kind for fields in _sections().values() for name, kind in fields.items()}
+    return text if name in PATHS else _number(read_yaml(text, f"--{name}"), kinds.get(name, str))
 
 
-def _number(value):
+def _number(value, kind):
     """YAML reads 1e-3 as a string."""
     try:
-        return float(value) if isinstance(value, str) else value
+        return float(value) if isinstance(value, str) and not _is_of(value, kind) else value
     except ValueError:
         return value
+
+
+def _check_types(section: str, fields: dict) -> None:
+    """Raise `ValueError` for a field of the wrong type: `TrainingArguments` itself takes anything."""
+    kinds = _sections()[section]
+    for name, value in fields.items():
+        if not _is_of(value, kinds[name]):
+            kind = getattr(kinds[name], "__name__", None) if not get_args(kinds[name]) else kinds[name]
+            raise ValueError(f"{name} is of type {kind}, not {value!r}")
+
+
+def _is_of(value, kind) -> bool:
+    """Whether a value out of YAML is of a type; types that YAML does not know take everything."""
+    outer, inner = get_origin(kind) or kind, get_args(kind)
+    if outer in (Union, UnionType):
+        return any(_is_of(value, each) for each in inner)
+    if outer in (int, float):
+        number = isinstance(value, int | outer) and not isinstance(value, bool)
+        return number and (isinstance(value, int) or isfinite(value))
+    if outer is list and inner and isinstance(value, list):
+        return all(_is_of(each, inner[0]) for each in value)
+    if outer is dict and inner and isinstance(value, dict):
+        return all(_is_of(each, inner[1]) for each in value.values())
+    return outer is Any or not isinstance(outer, type) or isinstance(value, outer)
 
 
 def load_splits(dataset: dict, processor: JemImageProcessor, attributes=None, values=None) -> tuple[dict, dict]:
@@ -207,8 +268,14 @@ def train(recipe: Recipe, resume: bool = False):
     """
     from transformers.trainer_utils import get_last_checkpoint
 
-    processor = JemImageProcessor(**recipe.image_processor)
+    pretrained = recipe.model.get("from_pretrained")
+    if pretrained:
+        processor = JemImageProcessor.from_pretrained(pretrained)
+    else:
+        processor = JemImageProcessor(**recipe.image_processor)
     splits, values = load_splits(recipe.dataset, processor)
+    if pretrained:
+        splits, values = unite_attributes(splits, values, JemConfig.from_pretrained(pretrained))
     trainer = make_trainer(recipe, splits, values, processor)
     folder = trainer.args.output_dir
     last = get_last_checkpoint(folder) if resume and Path(folder).is_dir() else None
@@ -219,22 +286,29 @@ def train(recipe: Recipe, resume: bool = False):
 
 
 def make_trainer(recipe: Recipe, splits: dict, values: dict, processor: JemImageProcessor | None = None):
-    """The `JemTrainer` of a recipe with a new model, for splits and values as `load_splits` gives them."""
+    """The `JemTrainer` of a recipe with its model, for splits and values as `load_splits` gives them."""
     from .trainer import JemTrainer
 
-    training = {"use_cpu": not torch.cuda.is_available(), **_resolved(recipe.training)}
-    _check_types(training)
+    settings = dict(recipe.model)
+    pretrained = settings.pop("from_pretrained", "")
+    teacher = pretrained if pretrained and (splits["train"].labels < 0).any() else ""
+    training = {"use_cpu": not torch.cuda.is_available(), "teacher": teacher, **_resolved(recipe.training)}
+    _check_types("training", training)
     args = JemTrainingArguments(**training)
     attributes = splits["train"].attributes
-    config = JemConfig(
-        attributes=attributes,
-        attribute_values={name: values[name] for name in attributes if name in values},
-        novel_combinations=_novel_combinations(recipe.dataset.get("novel"), splits, attributes),
-        **{"image_size": next(iter(splits["train"]))["pixel_values"].shape[-1], **recipe.model},
-    )
+    values = {name: values[name] for name in attributes if name in values}
+    novel = _novel_combinations(recipe.dataset.get("novel"), splits, attributes)
     torch.manual_seed(args.seed)
+    if pretrained:
+        settings = {name: value for name, value in settings.items() if name not in NETWORK_FIELDS}
+        model = load_resized(pretrained, splits["train"], values, novel, **settings)
+    else:
+        image_size = next(iter(splits["train"]))["pixel_values"].shape[-1]
+        settings = {"image_size": image_size, **settings}
+        config = JemConfig(attributes=attributes, attribute_values=values, novel_combinations=novel, **settings)
+        model = JemModel(config)
     trainer = JemTrainer(
-        model=JemModel(config),
+        model=model,
         args=args,
         train_dataset=splits["train"],
         eval_dataset=next((splits[name] for name in EVALUATION_SPLITS if name in splits), None),
@@ -251,17 +325,6 @@ def _novel_combinations(novel, splits, attributes) -> list[dict]:
         candidates = [c for c in ZERO_SHOT_CANDIDATES[novel] if set(c) <= set(attributes)]
         novel = zero_shot_combinations(labels, attributes, candidates)
     return [combination for combination in novel or [] if set(combination) <= set(attributes)]
-
-
-def _check_types(training: dict) -> None:
-    """Numbers and switches must be such: `TrainingArguments` itself takes anything."""
-    for f in dataclasses.fields(JemTrainingArguments):
-        kind, value = type(f.default), training.get(f.name)
-        if f.name not in training or kind not in (bool, int, float):
-            continue
-        allowed = (int, float) if "float" in str(f.type) else kind
-        if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)):
-            raise ValueError(f"{f.name} is of type {kind.__name__}, such as {f.default}, not {value!r}")
 
 
 def _resolved(training: dict) -> dict:
