@@ -48,6 +48,7 @@ def main():
     parser.add_argument("--strength", type=float, default=0.5)
     parser.add_argument("--guidance", type=float, help="weight of the edited attribute")
     parser.add_argument("--hold", type=float, help="weight of all others")
+    parser.add_argument("--photographs", action="store_true", help="show them too; CelebA may not be redistributed")
     parser.add_argument("--output", type=Path, default=Path("docs/figures/editing.png"))
     args = parser.parse_args()
 
@@ -60,22 +61,23 @@ def main():
     before = oracle.predict(test.images)
 
     unedited = edit(model, test.images, torch.full_like(test.labels, -1), **settings)
-    columns = [to_pixels(test.images[:10]), unedited[:10]]
+    rows = {"no edit": unedited}
+    if args.photographs:
+        rows = {"photograph": to_pixels(test.images), **rows}
     print("| edit | switched | to yes | to no | others as before |\n|---|---:|---:|---:|---:|")
     print(f"| none | | | | {same(oracle.predict(unedited), before):.3f} |", flush=True)
     for name in EDITS:
         k = test.attributes.index(name)
         edited = edit(model, test.images, switched(before, k), **settings)
-        columns.append(edited[:10])
+        rows[name.replace("_", " ")] = edited
         predicted = oracle.predict(edited)
         flipped = (predicted != before)[:, k].float()
         numbers = [flipped, flipped[before[:, k] == 0], flipped[before[:, k] == 1]]
         shares = " | ".join(f"{each.mean():.3f}" for each in numbers)
         print(f"| {name} | {shares} | {same(predicted, before, k):.3f} |", flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    rows = [JemImageProcessor.to_pil(column) for column in columns]
-    labels = ["photograph", "no edit", *(name.replace("_", " ") for name in EDITS)]
-    grid = image_grid([image for row in rows for image in row], num_columns=10, scale=1, row_labels=labels)
+    images = [image for row in rows.values() for image in JemImageProcessor.to_pil(row[:10])]
+    grid = image_grid(images, num_columns=10, row_labels=list(rows))
     grid.resize((2 * grid.width, 2 * grid.height), Image.Resampling.NEAREST).save(args.output)
 
 
