@@ -8,6 +8,15 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
+from .silu_jem import SiLU
+
+
+class Residual(nn.Sequential):
+    """Layers whose output is added to their input."""
+
+    def forward(self, x):
+        return x + super().forward(x)
+
 
 class JemCnn(nn.Module):
     """
@@ -24,9 +33,10 @@ class JemCnn(nn.Module):
         hidden_size (`int`): Size of the features.
         stem_stride (`int`): 1, or 2 for a first layer that is 4x4 of stride 2 itself: a fraction of the cost at equal
             width, for larger images.
+        depth (`int`): Residual 3x3 convolutions at each resolution (the paper has none).
     """
 
-    def __init__(self, img_size=64, in_chans=3, num_classes=0, width=64, hidden_size=128, stem_stride=1):
+    def __init__(self, img_size=64, in_chans=3, num_classes=0, width=64, hidden_size=128, stem_stride=1, depth=0):
         super().__init__()
         img_size = img_size[0] if isinstance(img_size, (tuple, list)) else img_size
         if img_size < 8 or img_size & (img_size - 1):
@@ -35,17 +45,22 @@ class JemCnn(nn.Module):
             raise ValueError(f"stem_stride is 1 or 2, not {stem_stride}")
         num_halvings = int(math.log2(img_size // stem_stride)) - 2
         channels = [width * min(2**i, 8) for i in range(num_halvings + 1)]
-        layers = [nn.Conv2d(in_chans, width, 2 + stem_stride, stride=stem_stride, padding=1), nn.SiLU()]
+
+        def residuals(channels):
+            return [Residual(nn.Conv2d(channels, channels, 3, padding=1), SiLU()) for _ in range(depth)]
+
+        layers = [nn.Conv2d(in_chans, width, 2 + stem_stride, stride=stem_stride, padding=1), SiLU()]
+        layers += residuals(width)
         for inner, outer in pairwise(channels):
-            layers += [nn.Conv2d(inner, outer, 4, stride=2, padding=1), nn.SiLU()]
-        layers += [nn.Conv2d(channels[-1], width, 1), nn.SiLU()]
+            layers += [nn.Conv2d(inner, outer, 4, stride=2, padding=1), SiLU(), *residuals(outer)]
+        layers += [nn.Conv2d(channels[-1], width, 1), SiLU()]
         self.convolutions = nn.Sequential(*layers)
         self.mlp = nn.Sequential(
             nn.Flatten(),
             nn.Linear(16 * width, hidden_size),
-            nn.SiLU(),
+            SiLU(),
             nn.Linear(hidden_size, hidden_size),
-            nn.SiLU(),
+            SiLU(),
         )
         self.num_features = self.head_hidden_size = hidden_size
         self.reset_classifier(num_classes)
@@ -99,11 +114,15 @@ def create_backbone(name: str, image_size: int, num_channels: int, **kwargs) -> 
     A timm model that maps images (B, C, H, W) to features (B, `head_hidden_size`) and can be differentiated twice.
 
     Raises:
-        ValueError: the model has batch statistics, with which the energy of an image depends on its batch.
+        ValueError: arguments that the model does not take, or batch statistics, with which the energy of an image
+            depends on its batch.
     """
     if timm.get_pretrained_cfg(name).fixed_input_size:
         kwargs.setdefault("img_size", image_size)
-    backbone = timm.create_model(name, pretrained=False, in_chans=num_channels, num_classes=0, **kwargs)
+    try:
+        backbone = timm.create_model(name, pretrained=False, in_chans=num_channels, num_classes=0, **kwargs)
+    except (TypeError, RuntimeError, AssertionError, AttributeError) as error:
+        raise ValueError(f"the backbone {name!r} does not take backbone_kwargs={kwargs}: {error}") from error
     for module in backbone.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase) and not isinstance(
             module, nn.modules.instancenorm._InstanceNorm

@@ -3,7 +3,7 @@ import timm
 import torch
 
 from jem_hf import JemConfig, JemModel
-from jem_hf.backbone_jem import create_backbone
+from jem_hf.backbone_jem import Residual, create_backbone
 
 
 def test_parameters_at_the_papers_size_match_its_layer_table():
@@ -33,6 +33,26 @@ def test_a_stem_of_stride_two_replaces_one_halving():
         timm.create_model("jem_cnn", stem_stride=3)
 
 
+def test_depth_adds_residual_convolutions_at_each_resolution():
+    """Two 3x3 convolutions more at 16, 8 and 4 pixels; with weights of zero they add silu(0) = 0."""
+    plain = timm.create_model("jem_cnn", img_size=16, width=4, num_classes=0)
+    deep = timm.create_model("jem_cnn", img_size=16, width=4, depth=2, num_classes=0)
+    count_of = {model: sum(p.numel() for p in model.parameters()) for model in (plain, deep)}
+    assert count_of[deep] - count_of[plain] == 2 * sum(9 * c * c + c for c in (4, 8, 16))
+    residuals = [(name, m) for name, m in deep.convolutions.named_children() if isinstance(m, Residual)]
+    seen = {}
+    for name, residual in residuals:
+        residual.register_forward_hook(lambda m, args, out, name=name: seen.update({name: out.shape[1:]}))
+        torch.nn.init.zeros_(residual[0].weight)
+        torch.nn.init.zeros_(residual[0].bias)
+    rest = [m for m in deep.convolutions if not isinstance(m, Residual)]
+    torch.nn.Sequential(*rest).load_state_dict(plain.convolutions.state_dict())
+    deep.mlp.load_state_dict(plain.mlp.state_dict())
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(deep(x), plain(x))
+    assert list(seen.values()) == [(4, 16, 16)] * 2 + [(8, 8, 8)] * 2 + [(16, 4, 4)] * 2
+
+
 @pytest.mark.parametrize("size", [4, 48, 100])
 def test_other_sizes_are_refused(size):
     with pytest.raises(ValueError, match=f"not {size}"):
@@ -49,6 +69,7 @@ def test_batch_norm_is_refused_and_the_remedy_works():
     "backbone, kwargs, size",
     [
         ("jem_cnn", {"width": 8}, 16),
+        ("jem_cnn", {"width": 8, "depth": 1}, 16),
         ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}, 32),
         ("vit_tiny_patch16_224", {"depth": 2, "patch_size": 8, "embed_dim": 24, "num_heads": 2}, 32),
         ("resnet18", {"norm_layer": "groupnorm"}, 32),
