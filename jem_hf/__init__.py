@@ -1,60 +1,36 @@
 """Joint energy-based models for images with many attributes, on Hugging Face."""
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-)
-from transformers.pipelines import PIPELINE_REGISTRY
+from importlib import import_module
 
-from .configuration_jem import JemConfig
-from .data import load_attribute_dataset
-from .image_processing_jem import JemImageProcessor
-from .modeling_jem import JemModel, JemOutput
-from .pipeline_jem import AttributeConditionalGenerationPipeline
-from .tensors import AttributeStream, AttributeTensors, encode_dataset
-from .zoo import CARDS, DEFAULT_MODEL, list_models, model_info
+from . import registration
 
 __version__ = "0.1.0"
 
-AutoConfig.register("jem", JemConfig)
-AutoModel.register(JemConfig, JemModel)
-AutoModelForImageClassification.register(JemConfig, JemModel)
-AutoImageProcessor.register(JemConfig, fast_image_processor_class=JemImageProcessor)
-PIPELINE_REGISTRY.register_pipeline(
-    "attribute-conditional-generation",
-    pipeline_class=AttributeConditionalGenerationPipeline,
-    pt_model=AutoModel,
-    default={"model": (str(CARDS / DEFAULT_MODEL), "main")} if CARDS else None,
-    type="multimodal",
-)
+_MODULES = {
+    "configuration_jem": ["JemConfig"],
+    "data": ["load_attribute_dataset"],
+    "image_processing_jem": ["JemImageProcessor"],
+    "modeling_jem": ["JemModel", "JemOutput"],
+    "pipeline_jem": ["AttributeConditionalGenerationPipeline"],
+    "tensors": ["AttributeStream", "AttributeTensors", "encode_dataset"],
+    "trainer": ["JemTrainer"],
+    "training_args": ["JemTrainingArguments"],
+    "zoo": ["CARDS", "DEFAULT_MODEL", "list_models", "model_info"],
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = [
-    "AttributeConditionalGenerationPipeline",
-    "AttributeStream",
-    "AttributeTensors",
-    "JemConfig",
-    "JemImageProcessor",
-    "JemModel",
-    "JemOutput",
-    "JemTrainer",
-    "JemTrainingArguments",
-    "encode_dataset",
-    "list_models",
-    "load_attribute_dataset",
-    "model_info",
-]
+__all__ = sorted(_MODULE_OF)
+
+registration.install()
 
 
 def __getattr__(name):
-    """The trainer is imported when it is used: it is heavy."""
-    if name == "JemTrainer":
-        from .trainer import JemTrainer
+    """Import what is asked for, and nothing before: torch and transformers take seconds."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'jem_hf' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    return value
 
-        return JemTrainer
-    if name == "JemTrainingArguments":
-        from .training_args import JemTrainingArguments
 
-        return JemTrainingArguments
-    raise AttributeError(f"module 'jem_hf' has no attribute {name!r}")
+def __dir__():
+    return sorted({*globals(), *__all__})

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torchvision.transforms.v2.functional import gaussian_blur, pil_to_tensor
 
 from .avatars import ATTRIBUTES, render
@@ -39,6 +38,11 @@ def evaluate_energy(model: JemModel, images: torch.Tensor, num_avatars: int = 30
     return {name: {"auroc": _auroc(log_p_real, log_p)} for name, log_p in outliers.items()}
 
 
+def energy_quantiles(model: JemModel, images: torch.Tensor) -> list[float]:
+    """The 101 percentiles, 0 to 100, of `-log p(x)` of images, uint8 (N, C, H, W)."""
+    return np.quantile(-predict(model, images)[1], np.linspace(0, 1, 101)).tolist()
+
+
 def _avatars(config, num: int) -> torch.Tensor | None:
     """Cartoon faces, uint8 (num, 3, H, W), as images from elsewhere."""
     if num == 0 or config.num_channels != 3 or set(config.attributes) <= set(ATTRIBUTES):
@@ -50,5 +54,7 @@ def _avatars(config, num: int) -> torch.Tensor | None:
 
 
 def _auroc(inliers: np.ndarray, outliers: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
     is_real = np.repeat([1, 0], [len(inliers), len(outliers)])
     return float(roc_auc_score(is_real, np.concatenate([inliers, outliers])))

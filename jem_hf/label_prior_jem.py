@@ -64,19 +64,17 @@ class PairwiseLabelPrior(nn.Module):
         Starts from uniform values and cools down to temperature 1 over the first four fifths of the sweeps: labels
         that exclude each other would lock the chain otherwise.
         """
-        labels = labels.clone()
-        free = labels < 0
-        offsets = torch.tensor([0, *self.num_values[:-1]]).cumsum(0).tolist()
-        for k, v in enumerate(self.num_values):
-            draw = torch.randint(v, (len(labels),), generator=generator, device=labels.device)
-            labels[:, k] = torch.where(free[:, k], draw, labels[:, k])
-        one_hot = self._one_hot(labels)
+        free, given = labels < 0, self._one_hot(labels).bool()
+        start = [torch.randint(v, (len(labels),), generator=generator, device=labels.device) for v in self.num_values]
+        one_hot = self._one_hot(torch.where(free, torch.stack(start, dim=1), labels)).float()
+        noise = torch.empty_like(one_hot)
+        columns = [each.split(self.num_values, dim=1) for each in (one_hot, noise, self.weight.float())]
+        blocks = [[each[k] for each in columns] for k in free.any(0).nonzero()[:, 0].tolist()]
         for sweep in range(num_sweeps):
             inverse_temperature = min(1.0, (sweep + 1) / (0.8 * num_sweeps))
-            for k in free.any(0).nonzero()[:, 0].tolist():
-                block = slice(offsets[k], offsets[k] + self.num_values[k])
-                scores = self.bias[block] + one_hot @ self.weight[:, block]
-                draw = torch.multinomial((inverse_temperature * scores).softmax(-1), 1, generator=generator)[:, 0]
-                labels[:, k] = torch.where(free[:, k], draw, labels[:, k])
-                one_hot[:, block] = F.one_hot(labels[:, k], self.num_values[k]).to(one_hot.dtype)
-        return labels
+            noise.exponential_(generator=generator).log_().neg_()  # Gumbel's: the highest of scores with it is a draw
+            noise.div_(inverse_temperature).add_(self.bias).masked_fill_(given, torch.inf)
+            for own, own_noise, weight in blocks:
+                best = torch.addmm(own_noise, one_hot, weight).argmax(1, keepdim=True)
+                own.zero_().scatter_(1, best, 1)
+        return torch.stack([block.argmax(1) for block in columns[0]], dim=1)

@@ -91,6 +91,14 @@ def test_optimal_transport_pairing_is_optimal():
     torch.testing.assert_close((x0[optimal_transport_pairing(x0, x1)] - x1).square().sum(), cost)
 
 
+def test_optimal_transport_pairing_keeps_to_its_groups():
+    """Five images in groups of two: each group is paired as it is alone."""
+    x0, x1 = torch.randn(2, 5, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    groups = [optimal_transport_pairing(x0[i : i + 2], x1[i : i + 2]) + i for i in (0, 2, 4)]
+    assert torch.equal(optimal_transport_pairing(x0, x1, group_size=2), torch.cat(groups))
+    assert not torch.equal(optimal_transport_pairing(x0, x1), torch.cat(groups))
+
+
 def test_nearest_neighbour_entropy_and_its_gradient():
     others = torch.tensor([[0.0, 0.0], [10.0, 0.0]]).view(2, 2, 1, 1)
     x = torch.tensor([[3.0, 4.0]]).view(1, 2, 1, 1).requires_grad_(True)

@@ -1,0 +1,152 @@
+"""
+How many network evaluations a good image needs: oracle agreement of ways to descend, on avatars.
+
+    python benchmarks/steps.py --output benchmarks/steps        # first an oracle is trained, once; then 20 minutes
+    python benchmarks/steps.py MODEL --num-images 64 --num-train 2000
+
+Writes steps.json and steps.png, and prints a table and the cheapest way whose agreement is within one standard error
+of the best one.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from jem_hf import JemImageProcessor, JemModel
+from jem_hf.evaluation_requests import held_out_combinations, requests_by_kind
+from jem_hf.image_samplers_jem import cosine, linear
+from jem_hf.oracle import load_oracle
+from jem_hf.recipes import load_evaluation_splits
+
+NUM_STEPS = (4, 6, 8, 12, 16, 24, 32, 48)
+BATCH_SIZE = 64
+KINDS = ("full", "seen")  # every attribute given; pairs and triples
+
+
+def momentum(share: float):
+    """Nesterov's steps, smaller by what momentum adds to them."""
+    return lambda h: {"step_size": (1 - share) * h, "momentum": share}
+
+
+WAYS = {  # name: arguments of the gradient flow for a mean step of size h
+    "plain": lambda h: {"step_size": h},
+    "momentum .5": momentum(0.5),
+    "momentum .8": momentum(0.8),
+    "falling steps": lambda h: {"step_size": linear(2 * h, 0)},
+    "falling steps, cosine": lambda h: {"step_size": cosine(2 * h, 0)},
+    "rising steps": lambda h: {"step_size": linear(0.5 * h, 1.5 * h)},
+    "a quarter farther": lambda h: {"step_size": 1.25 * h},
+    "stop at gradient .3": lambda h: {"step_size": h, "tolerance": 0.3},
+    "stop at gradient .1": lambda h: {"step_size": h, "tolerance": 0.1},
+    "plain, bfloat16": lambda h: {"step_size": h},
+}
+
+
+def draw(model: JemModel, requests: torch.Tensor, way: str, num_steps: int, seed: int = 0):
+    """One image a request, from the same noise for every way, and the network evaluations an image took."""
+    evaluations = 0
+
+    def count(module, inputs, output):
+        nonlocal evaluations
+        evaluations += len(output)
+
+    generator = torch.Generator(model.device).manual_seed(seed)
+    arguments = WAYS[way](model.config.flow_time / num_steps)
+    settings = dict(num_inference_steps=num_steps, sampler="gradient_flow", sampler_kwargs=arguments)
+    handle = model.backbone.register_forward_hook(count)
+    try:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled="bfloat16" in way):
+            drawn = [model.generate(rows, generator=generator, **settings)[0] for rows in requests.split(BATCH_SIZE)]
+    finally:
+        handle.remove()
+    return torch.cat(drawn).clamp(-1, 1), evaluations / len(requests)
+
+
+def agreement(oracle, images: torch.Tensor, requests: torch.Tensor) -> tuple[float, float]:
+    """Mean share of the requested attributes that the oracle finds, and its standard error over images."""
+    asked = requests >= 0
+    shares = ((oracle.predict(images) == requests) & asked).sum(1) / asked.sum(1)
+    return shares.mean().item(), (shares.std() / len(shares) ** 0.5).item()
+
+
+def cheapest(results: list[dict]) -> dict:
+    """Of the results within one standard error of the best mean over kinds, the one of the fewest evaluations."""
+
+    def mean(result, field):
+        return sum(result[kind][field] for kind in KINDS) / len(KINDS)
+
+    best = max(results, key=lambda result: mean(result, "agreement"))
+    enough = mean(best, "agreement") - mean(best, "standard_error")
+    good = [result for result in results if mean(result, "agreement") >= enough]
+    return min(good, key=lambda result: mean(result, "evaluations"))
+
+
+def plot(results: list[dict], path: Path) -> None:
+    """Agreement over evaluations, a line for each way, a panel for each kind of request."""
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    for axes, kind in zip(figure.subplots(1, len(KINDS)), KINDS):
+        for way in WAYS:
+            points = [result[kind] for result in results if result["way"] == way]
+            axes.errorbar(
+                [point["evaluations"] for point in points],
+                [point["agreement"] for point in points],
+                [point["standard_error"] for point in points],
+                marker="o",
+                markersize=3,
+                linewidth=1,
+                label=way,
+            )
+        axes.set(title=kind, xscale="log", xlabel="network evaluations", ylabel="oracle agreement")
+        axes.grid(linewidth=0.3)
+    axes.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="jem-avatars")
+    parser.add_argument("--output", type=Path, default=Path("results"), help="folder")
+    parser.add_argument("--num-images", type=int, default=512, help="of each kind of request")
+    parser.add_argument("--num-train", type=int, default=20_000, help="avatars that the oracle learns from")
+    parser.add_argument("--num-epochs", type=int, default=6, help="of the oracle")
+    parser.add_argument("--steps", type=int, nargs="+", default=NUM_STEPS)
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = JemModel.from_pretrained(args.model).to(device)
+    processor = JemImageProcessor.from_pretrained(args.model)
+    splits = load_evaluation_splits("avatars", processor, model.config, {"num_train": str(args.num_train)})
+    train, test, novel = (splits[name].labels for name in ("train", "test", "novel"))
+    oracle = load_oracle(splits["train"], model.config.num_values, num_epochs=args.num_epochs).to(device)
+    held_out = held_out_combinations(model.config, train, novel)
+    requests = {kind: rows for kind, (rows, _) in requests_by_kind(test, novel, held_out, args.num_images).items()}
+    results = []
+    for way, num_steps in tqdm([(way, num_steps) for way in WAYS for num_steps in args.steps]):
+        result = {"way": way, "num_steps": num_steps}
+        for kind in KINDS:
+            images, evaluations = draw(model, requests[kind].to(device), way, num_steps)
+            mean, error = agreement(oracle, images, requests[kind])
+            result[kind] = {"evaluations": evaluations, "agreement": mean, "standard_error": error}
+        results.append(result)
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "steps.json").write_text(json.dumps(results, indent=1))
+    plot(results, args.output / "steps.png")
+    print(
+        "| way | steps | evaluations | agreement, all given | agreement, pairs and triples |",
+        "|---|---:|---:|---:|---:|",
+        sep="\n",
+    )
+    for result in results:
+        full, seen = (result[kind] for kind in KINDS)
+        print(f"| {result['way']} | {result['num_steps']} | {full['evaluations']:.0f}, {seen['evaluations']:.0f} | "
+              f"{full['agreement']:.4f} ± {full['standard_error']:.4f} | "
+              f"{seen['agreement']:.4f} ± {seen['standard_error']:.4f} |")  # fmt: skip
+    chosen = cheapest(results)
+    print(f"\ncheapest within one standard error of the best: {chosen['way']}, {chosen['num_steps']} steps")
+
+
+if __name__ == "__main__":
+    main()
