@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from .baseline import load_classifier
-from .evaluation_energy import evaluate_energy
+from .evaluation_energy import energy_quantiles, evaluate_energy
 from .evaluation_generation import classification_accuracy_score, evaluate_generation
 from .evaluation_prediction import (
     compare_prediction,
@@ -18,6 +18,7 @@ from .evaluation_requests import held_out_combinations, requests_by_kind
 from .feature_network import load_feature_network
 from .modeling_jem import JemModel
 from .oracle import load_oracle
+from .processes import join_processes
 from .requests_jem import format_request
 from .tensors import AttributeTensors
 
@@ -41,7 +42,7 @@ def evaluate(
     progress: Progress = lambda stage, done, total: None,
 ) -> tuple[dict, dict]:
     """
-    The whole trial of a model.
+    The whole trial of a model. Processes that torchrun started share the drawing of images; all get the report.
 
     Args:
         splits: `AttributeTensors` by name: "train" (for classifier, oracle and feature network), `split`, and where
@@ -62,7 +63,8 @@ def evaluate(
         report: "num_images", "num_parameters"; "prediction", "baselines" and "comparison" of [`compare_prediction`];
             where combinations were held out "zero_shot": [`zero_shot_recognition`] of the model, and the accuracy of
             the "classifier"; unless `prediction_only` "oracle", "generation" ([`evaluate_generation`], and
-            [`classification_accuracy_score`] under that name) and "energy" ([`evaluate_energy`]).
+            [`classification_accuracy_score`] under that name), "energy" ([`evaluate_energy`]) and
+            "test_energy_quantiles" ([`energy_quantiles`]).
         pictures: what they are made of: `reliability` curves and those of [`evaluate_generation`].
     """
     model.eval()
@@ -71,7 +73,8 @@ def evaluate(
     test, novel = real["test"], real.get("novel")
     in_stage = partial(partial, progress)
     part, validation = validation_part({name: each for name, each in splits.items() if name != split})
-    classifier = load_classifier(part, config, classifier_epochs, cache_dir, in_stage("baseline classifier"))
+    with join_processes().main_process_first():  # it trains the helpers, the others find them in the cache
+        classifier = load_classifier(part, config, classifier_epochs, cache_dir, in_stage("baseline classifier"))
     classifier.to(model.device)
     comparison, curves = compare_prediction(model, classifier, validation, test, num_resamples)
     del part, validation
@@ -88,8 +91,11 @@ def evaluate(
     judged = train
     if novel is not None:
         judged, real["novel"] = with_half_of_novel(train, novel)
-    oracle = load_oracle(judged, num_epochs=oracle_epochs, progress=in_stage("oracle"), **helper)
-    network = load_feature_network(train, num_epochs=feature_epochs, progress=in_stage("feature network"), **helper)
+    with join_processes().main_process_first():
+        oracle = load_oracle(judged, num_epochs=oracle_epochs, progress=in_stage("oracle"), **helper)
+        network = load_feature_network(
+            train, num_epochs=feature_epochs, progress=in_stage("feature network"), **helper
+        )
     report["oracle"] = {
         "accuracy": float((oracle.predict(test.images) == test.labels)[test.labels >= 0].float().mean())
     }
@@ -108,6 +114,7 @@ def evaluate(
             in_stage=in_stage,
         )
     report["energy"] = evaluate_energy(model, test.images)
+    report["test_energy_quantiles"] = energy_quantiles(model, test.images)
     return report, pictures
 
 

@@ -11,20 +11,27 @@ from .image_processing_jem import to_pixels
 from .metrics import nearest_distance, prediction_metrics, request_metrics
 from .modeling_jem import JemModel
 from .oracle import Oracle, load_oracle
+from .processes import join_processes, share_rows, unite_rows
 from .tensors import AttributeTensors
 
 NUM_SHOWN = 16
 
 
 def draw(model: JemModel, requests: torch.Tensor, seed: int = 0, batch_size: int = 64, progress=None) -> torch.Tensor:
-    """One image (N, C, H, W), in [-1, 1], for each of the requests (N, K), -1 where open, by the model's defaults."""
-    generator = torch.Generator(model.device).manual_seed(seed)
-    batches = []
-    for rows in requests.split(batch_size):
-        batches.append(model.generate(rows, generator=generator)[0].clamp(-1, 1).cpu())
+    """
+    One image (N, C, H, W), in [-1, 1], for each of the requests (N, K), -1 where open, by the model's defaults.
+
+    Processes share the batches, each with noise of its own, and all get all images.
+    """
+    config = model.config
+    generator = torch.Generator(model.device).manual_seed(seed + join_processes().process_index)
+    images = torch.zeros(len(requests), config.num_channels, config.image_size, config.image_size, device=model.device)
+    mine = share_rows(requests, batch_size)
+    for done, rows in enumerate(mine, 1):
+        images[rows] = model.generate(requests[rows], generator=generator)[0].clamp(-1, 1)
         if progress is not None:
-            progress(sum(map(len, batches)), len(requests))
-    return torch.cat(batches)
+            progress(done * len(requests) // len(mine), len(requests))
+    return unite_rows(images).cpu()
 
 
 def evaluate_requests(
@@ -158,14 +165,15 @@ def classification_accuracy_score(
     samples = AttributeTensors(((images + 1) * 127.5).round().to(torch.uint8), real.labels, real.attributes)
     report = {"num_images": len(real)}
     for name, part in {"samples": samples, "real": real}.items():
-        classifier = load_oracle(
-            part,
-            model.config.num_values,
-            seed=seed,
-            num_epochs=num_epochs,
-            cache_dir=cache_dir,
-            progress=in_stage(f"classifier of {name}"),
-        )
+        with join_processes().main_process_first():
+            classifier = load_oracle(
+                part,
+                model.config.num_values,
+                seed=seed,
+                num_epochs=num_epochs,
+                cache_dir=cache_dir,
+                progress=in_stage(f"classifier of {name}"),
+            )
         probabilities = classifier.predict_proba(test.images).numpy()
         metrics = prediction_metrics(probabilities, test.labels.numpy(), model.config.attributes)
         report[name] = {key: metrics[key] for key in ("accuracy", "ap")}

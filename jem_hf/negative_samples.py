@@ -1,12 +1,13 @@
 """Negative samples of contrastive divergence: where their chains start, and how far they go."""
 
 import contextlib
+import os
 from dataclasses import replace
 
 import torch
 
 from .augmentation import augment
-from .replay_buffer import ReplayBuffer
+from .replay_buffer import ReplayBuffer, map_images, noise_images
 from .sampling_jem import flow_settings, initial_noise, last_langevin_step, run_chain
 
 NUM_FLOW_STEPS = 8
@@ -38,6 +39,7 @@ class NegativeSampler:
     def __init__(self, model, args, generator: torch.Generator):
         self.model, self.args, self.generator = model, args, generator
         self.buffer = None
+        self.motion = torch.zeros(())  # mean absolute way of a pixel along the last chains
 
     def draw(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
@@ -57,6 +59,7 @@ class NegativeSampler:
             x, labels = run_chain(model.label_distribution, start, self._free(x), chain, self.generator)
         if through_last_step:
             x = last_langevin_step(model.label_distribution, x, labels, settings, self.generator)
+        self.motion = (x.detach() - start).abs().mean()
         others, _ = self.buffer.sample(100, self.generator)
         self.buffer.push(x.detach(), labels, self.generator)
         return x, labels, others
@@ -103,8 +106,14 @@ class NegativeSampler:
 
     def _initial_buffer(self, x):
         shape = (self.args.buffer_size, *x.shape[1:])
-        images = torch.randint(256, shape, generator=self.generator, device=x.device, dtype=torch.uint8)
+        images = noise_images(shape, self.generator, path=self._buffer_path())
         return ReplayBuffer(images, self._free(images), self.args.buffer_policy)
+
+    def _buffer_path(self) -> str | None:
+        if not self.args.buffer_on_disk:
+            return None
+        os.makedirs(self.args.output_dir, exist_ok=True)
+        return os.path.join(self.args.output_dir, f"replay_buffer_{self.args.process_index}.uint8")
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The buffer; empty before the first chain."""
@@ -113,6 +122,9 @@ class NegativeSampler:
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         self.buffer = None
         if state:
-            state = {name: value.to(self.model.device) for name, value in state.items()}
-            self.buffer = ReplayBuffer(state["images"], state["labels"], self.args.buffer_policy)
+            path = self._buffer_path()
+            shape, device = state["images"].shape, self.model.device
+            images = torch.empty(shape, dtype=torch.uint8, device=device) if path is None else map_images(shape, path)
+            labels = torch.empty_like(state["labels"], device=images.device)
+            self.buffer = ReplayBuffer(images, labels, self.args.buffer_policy)
             self.buffer.load_state_dict(state)

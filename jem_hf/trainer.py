@@ -5,17 +5,20 @@ import time
 from collections import defaultdict
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from timm.optim import Muon
 from torch.optim.swa_utils import AveragedModel
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
 from .augmentation import augment, random_shift
+from .fine_tuning import Teacher
+from .guard import Guard
 from .heads_jem import cross_entropy
 from .image_processing_jem import JemImageProcessor, to_pixels
 from .losses import contrastive_divergence, equilibrium_matching, nearest_neighbour_entropy
@@ -24,16 +27,19 @@ from .modeling_jem import JemModel
 from .negative_samples import NegativeSampler, frozen
 from .plots import image_grid
 from .replay_buffer import dequantise
+from .resumable_trainer import ResumableTrainer
 from .training_args import JemTrainingArguments
 
+WATCHED = ("energy_gap", "saturated", "motion", "difference")  # by the guard
 
-class JemTrainer(Trainer):
+
+class JemTrainer(ResumableTrainer):
     """
     `Trainer` for [`JemModel`]: joint contrastive divergence, the chain-free warm-up, JEM and a plain classifier.
 
     Datasets give `pixel_values` uint8 (C, H, W) and `labels` (K,), -1 where missing, as [`AttributeTensors`] does.
     What is evaluated and saved is the moving average of the weights; a checkpoint also holds the weights in training,
-    the buffer and the generator, and resumes exactly.
+    the buffer and the generator, and resumes exactly. A [`Guard`] goes back to a good state when training diverges.
     """
 
     loss_is_scaled_for_ga = False
@@ -45,9 +51,16 @@ class JemTrainer(Trainer):
         self.ema = AveragedModel(self.model, multi_avg_fn=self._average)
         self.ema.requires_grad_(False)
         self.negatives = NegativeSampler(self.model, args, self.generator)
+        self.teacher = None
+        if args.teacher:
+            self.teacher = Teacher(JemModel.from_pretrained(args.teacher).to(args.device), self.model.config)
         self.card = {}  # what `cards.write_card` is told: name, dataset, recipe, licence, ...
-        self._log_values, self._log_images, self._log_time = defaultdict(list), 0, time.time()
+        self.readings = {}  # scalars of the last step, for the guard
+        self.forget_log()
         self.add_callback(_StepCallback(self))
+        self.guard = Guard(self) if args.guard_steps else None
+        if self.guard:
+            self.add_callback(self.guard)
 
     def _average(self, averaged, current, num_averaged):
         decay = min(self.args.ema_decay, (1 + int(num_averaged)) / (10 + int(num_averaged)))
@@ -60,11 +73,14 @@ class JemTrainer(Trainer):
         x = dequantise(inputs["pixel_values"], self.generator)
         if self.args.horizontal_flip:
             x = augment(x, flip=True, blur=False, generator=self.generator)
+        if self.teacher:
+            labels = self.teacher.complete(x, labels, self.generator)
         objective = self.args.objective_at(self.state.global_step)
         loss, stats = getattr(self, f"_{objective}_loss")(model, x, labels)
         for name, value in stats.items():
             self._log_values[name].append(value.detach())
         self._log_images += len(x)
+        self.readings = {"loss": loss} | {name: stats[name] for name in WATCHED if name in stats}
         return (loss, {}) if return_outputs else loss
 
     def _label_distribution(self, model, x):
@@ -121,6 +137,8 @@ class JemTrainer(Trainer):
             "energy_samples": -log_p_samples.mean(),
             "energy_gap": -loss,
             "saturated": (samples.detach().abs() >= 1).float().mean(),
+            "motion": self.negatives.motion,
+            "difference": _typical_difference(samples.detach()),
         }
         if args.energy_penalty:
             loss = loss + args.energy_penalty * (log_p_data.square().mean() + log_p_samples.square().mean())
@@ -138,7 +156,8 @@ class JemTrainer(Trainer):
     # The loop around them
 
     def train(self, resume_from_checkpoint=None, **kwargs):
-        self.model.label_prior.fit(_all_labels(self.train_dataset))
+        labels = self.teacher.label(self.train_dataset) if self.teacher else _all_labels(self.train_dataset)
+        self.model.label_prior.fit(labels)
         self.ema.module.label_prior.load_state_dict(self.model.label_prior.state_dict())
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -164,11 +183,22 @@ class JemTrainer(Trainer):
 
     def log(self, logs, start_time=None):
         if "loss" in logs and self._log_images:
-            logs |= {name: round(torch.stack(values).mean().item(), 4) for name, values in self._log_values.items()}
+            means = torch.stack([torch.stack(values).mean() for values in self._log_values.values()])
+            means = self.accelerator.reduce(means, "mean").tolist()
+            logs |= {name: round(mean, 4) for name, mean in zip(self._log_values, means)}
             elapsed = time.time() - self._log_time
             logs["images_per_second"] = round(self._log_images * self.args.world_size / elapsed, 1)
-            self._log_values, self._log_images, self._log_time = defaultdict(list), 0, time.time()
+            self.forget_log()
         super().log(logs, start_time)
+
+    def forget_log(self):
+        """Begin the means of the next log anew."""
+        self._log_values, self._log_images, self._log_time = defaultdict(list), 0, time.time()
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self.readings["gradient_norm"] = torch.as_tensor(grad_norm, device=self.args.device)
+        return grad_norm
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
@@ -277,7 +307,7 @@ class JemTrainer(Trainer):
             weights["num_averaged"] = self.ema.n_averaged
             save_file(weights, os.path.join(output_dir, "training_weights.safetensors"))
         state = {"generator": self.generator.get_state(), **self.negatives.state_dict()}
-        save_file(state, os.path.join(output_dir, self._chain_state_name()))
+        save_file(state, os.path.join(output_dir, f"chain_state_{self.args.process_index}.safetensors"))
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -287,33 +317,38 @@ class JemTrainer(Trainer):
         weights = load_file(os.path.join(checkpoint, "training_weights.safetensors"))
         self.ema.n_averaged.copy_(weights.pop("num_averaged"))
         self.model.load_state_dict(weights)
-        state = load_file(os.path.join(checkpoint, self._chain_state_name()))
-        self.generator.set_state(state.pop("generator"))
+        self._load_chain_state(Path(checkpoint))
+
+    def _load_chain_state(self, checkpoint):
+        """The chains of this process. Where there were fewer processes some chains go on in two, with new noise."""
+        num_before, args = len(list(checkpoint.glob("chain_state_*.safetensors"))), self.args
+        state = load_file(checkpoint / f"chain_state_{args.process_index % num_before}.safetensors")
+        generator_state = state.pop("generator")
+        if num_before == args.world_size:
+            self.generator.set_state(generator_state)
+        else:  # a seed that no process had yet
+            self.generator.manual_seed(args.seed + (self.state.global_step << 16) + args.process_index)
         self.negatives.load_state_dict(state)
 
-    def _chain_state_name(self):
-        return f"chain_state_{self.args.process_index}.safetensors"
+    def progress(self):
+        return super().progress() | ({"guard": self.guard.state_dict()} if self.guard else {})
+
+    def load_progress(self, progress):
+        if self.guard and "guard" in progress:
+            self.guard.load_state_dict(progress["guard"])
 
 
 class _StepCallback(TrainerCallback):
-    """Averages the weights after each optimiser step and keeps the time limit."""
+    """Averages the weights after each optimiser step."""
 
     def __init__(self, trainer):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.start = self.trainer._log_time = time.time()
+        self.trainer.forget_log()
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer.ema.update_parameters(self.trainer.model)
-        if args.max_minutes and self._is_late(args):
-            control.should_training_stop = control.should_evaluate = control.should_save = True
-        return control
-
-    def _is_late(self, args):
-        """Whether the time is over on any process: all of them must stop at the same step."""
-        late = torch.tensor(float(time.time() - self.start > 60 * args.max_minutes), device=args.device)
-        return self.trainer.accelerator.reduce(late, "sum").item() > 0
 
 
 def _all_labels(dataset, num_of_stream=2000):
@@ -323,6 +358,11 @@ def _all_labels(dataset, num_of_stream=2000):
     is_stream = not hasattr(dataset, "__len__")
     rows = islice(dataset, num_of_stream) if is_stream else (dataset[i] for i in range(len(dataset)))
     return torch.stack([torch.as_tensor(row["labels"]) for row in rows])
+
+
+def _typical_difference(x):
+    """Mean absolute difference of a pixel between the middle one of images (B, C, H, W) and their median."""
+    return (x - x.median(dim=0).values).abs().flatten(1).mean(1).median()
 
 
 def _accuracy(logits, labels):

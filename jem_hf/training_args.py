@@ -47,10 +47,14 @@ class JemTrainingArguments(TrainingArguments):
     chain_start: str = _arg("buffer", "where chains start: buffer, noise, data, noised_data, flow or mixed")
     buffer_size: int = _arg(10_000, "pairs in the replay buffer of each process")
     buffer_policy: str = _arg("fifo", "fifo or reservoir")
+    buffer_on_disk: bool = _arg(False, "hold the images of the buffer in a memory-mapped file of output_dir")
     restart_probability: float = _arg(0.05, "share of chains that start from noise")
     buffer_flip: bool = _arg(True, "mirror half of the samples before their chains go on")
     buffer_blur: bool = _arg(True, "blur half of the samples before their chains go on")
 
+    teacher: str = _arg(
+        "", "trained model (zoo name, Hub id or folder) that gives images the labels that they lack, see Teacher"
+    )
     horizontal_flip: bool = _arg(True, "mirror half of the training images")
     ema_decay: float = _arg(0.999, "decay of the moving average of the weights, which is what is saved")
     muon: bool = _arg(
@@ -59,6 +63,15 @@ class JemTrainingArguments(TrainingArguments):
     lr_drop_step: int = _arg(0, "step from which the learning rate is multiplied by lr_drop_factor; 0: never")
     lr_drop_factor: float = _arg(0.3, "see lr_drop_step")
     max_minutes: float = _arg(0.0, "stop and save after so many minutes; 0: no limit")
+    guard_steps: int = _arg(
+        50, "steps between good states to which training goes back when it diverges, see Guard; 0: no guard"
+    )
+    guard_alarms: int = _arg(10, "alarms that are borne; the next one ends training")
+    guard_factor: float = _arg(0.5, "by which learning_rate or chain_step_size is multiplied at an alarm")
+    guard_energy_gap: float = _arg(100.0, "alarm: energy of samples less that of data, either way, in nats")
+    guard_gradient: float = _arg(1e4, "alarm: gradient norm over its median of the last 100 steps")
+    guard_saturated: float = _arg(0.95, "alarm: share of the samples' pixels that are black or white")
+    guard_motion: float = _arg(1e-4, "alarm: mean way of a sample's pixel, and difference of samples, in [-1, 1]")
     sample_grid: int = _arg(32, "images in the grid that every evaluation writes; 0: none")
 
     learning_rate: float = _arg(4e-3, "initial learning rate; 4e-3 suits Muon, Adam wants a quarter of it or less")
@@ -78,6 +91,8 @@ class JemTrainingArguments(TrainingArguments):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(allowed)}")
+        if not 0 < self.guard_factor < 1:
+            raise ValueError(f"guard_factor is between 0 and 1, not {self.guard_factor}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is at least 0 and below 1, not {self.ema_decay}")
         if self.chain_steps < 1:

@@ -57,3 +57,17 @@ def test_flow_starts_are_short_flows_from_noise(model, data, tmp_path):
     free = torch.full((32, 3), -1)
     expected, _ = run_chain(model.label_distribution, noise, free, settings, generator)
     assert torch.equal(negatives.start(data), expected.clamp(-1, 1))
+
+
+def test_buffer_on_disk_draws_the_same_and_comes_back(model, data, tmp_path):
+    in_memory, on_disk, again = (
+        sampler(model, tmp_path / name, buffer_on_disk=name != "memory") for name in ("memory", "disk", "again")
+    )
+    assert torch.equal(in_memory.draw(data)[0], on_disk.draw(data)[0])
+    held = (tmp_path / "disk" / "replay_buffer_0.uint8").read_bytes()
+    assert held == bytes(in_memory.buffer.images.flatten().tolist())
+    again.generator.set_state(on_disk.generator.get_state())
+    again.load_state_dict(on_disk.state_dict())
+    assert (tmp_path / "again" / "replay_buffer_0.uint8").read_bytes() == held
+    assert torch.equal(again.draw(data)[0], on_disk.draw(data)[0])
+    assert again.generator.get_state().equal(on_disk.generator.get_state())

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from jem_hf.replay_buffer import ReplayBuffer
+from jem_hf.replay_buffer import ReplayBuffer, noise_images
 
 
 def buffer(size, policy):
@@ -53,3 +53,27 @@ def test_round_trip():
 def test_unknown_policy():
     with pytest.raises(ValueError, match="fifo or reservoir"):
         buffer(4, "lifo")
+
+
+def test_on_disk_it_is_the_same_buffer(tmp_path):
+    """A memory map of the file: the same draws, and what is pushed is in the file."""
+    path, stores = tmp_path / "images", []
+    for where in (None, str(path)):
+        images = noise_images((40, 1, 2, 2), torch.Generator().manual_seed(0), path=where)
+        stores.append(ReplayBuffer(images, torch.zeros(40, 1).long(), "reservoir"))
+    assert path.read_bytes() == bytes(stores[0].images.flatten().tolist()) and len(set(path.read_bytes())) > 60
+    for value in range(60):
+        for store in stores:
+            store.push(*entry(value), generator=torch.Generator().manual_seed(value))
+    assert torch.equal(stores[0].images, stores[1].images) and torch.equal(stores[0].labels, stores[1].labels)
+    assert path.read_bytes() == bytes(stores[0].images.flatten().tolist())
+    drawn = [store.sample(9, torch.Generator().manual_seed(1)) for store in stores]
+    assert all(torch.equal(a, b) for a, b in zip(*drawn))
+
+
+def test_fifo_of_a_batch_that_wraps_around():
+    store = buffer(5, "fifo")
+    for values in ((1, 2, 3, 4), (5, 6, 7)):
+        images, labels = zip(*map(entry, values))
+        store.push(torch.cat(images), torch.cat(labels))
+    assert store.images[:, 0, 0, 0].tolist() == store.labels[:, 0].tolist() == [6, 7, 3, 4, 5]

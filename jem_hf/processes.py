@@ -1,0 +1,21 @@
+"""The processes that torchrun started, and how they share work that is not training."""
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+
+
+def join_processes() -> PartialState:
+    """This process among the others; the only one where torchrun did not start it."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def share_rows(rows: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
+    """The batches of row numbers that are this process's part of `rows`, as even as batches allow."""
+    state = join_processes()
+    return list(torch.arange(len(rows)).split(batch_size))[state.process_index :: state.num_processes]
+
+
+def unite_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Tensors of which each process has filled its part, the rest being zero, as one that all have."""
+    return reduce(rows, "sum")
