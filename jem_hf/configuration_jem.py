@@ -1,6 +1,8 @@
 """Configuration of a joint energy-based model."""
 
+import json
 from difflib import get_close_matches
+from math import inf, isfinite
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -8,6 +10,7 @@ from transformers import PreTrainedConfig
 from .hub_jem import IS_REMOTE_CODE, OnHub
 
 BINARY = ["False", "True"]
+SMALLEST = dict(image_size=1, num_channels=1, num_inference_steps=1, flow_time=0, step_size=0, noise_scale=0)
 CHOICES = {
     "head": ["product", "pairwise", "dot", "mlp"],
     "sampler": ["flow", "langevin"],
@@ -58,7 +61,7 @@ class JemConfig(OnHub, PreTrainedConfig):
 
     Raises:
         ValueError: no attributes, a duplicate attribute, fewer than two values, an unknown backbone, head, sampler or
-            treatment of free attributes.
+            treatment of free attributes, a number out of its range.
     """
 
     checkpoint_files = ("config.json",)
@@ -87,6 +90,7 @@ class JemConfig(OnHub, PreTrainedConfig):
         self.novel_combinations = self.novel_combinations or []
         self._check_attributes()
         self._check_network()
+        self._check_numbers()
         kwargs["id2label"] = dict(enumerate(self.label_names))
         kwargs["label2id"] = {name: i for i, name in enumerate(self.label_names)}
         kwargs.pop("num_labels", None)
@@ -111,6 +115,9 @@ class JemConfig(OnHub, PreTrainedConfig):
                 )
             if len(values) < 2 or len(set(values)) < len(values):
                 raise ValueError(f"attribute {name!r} needs at least two different values, not {values}")
+        for label in self.label_names:
+            if self.label_names.count(label) > 1:
+                raise ValueError(f"two labels are called {label!r}: rename the attribute or the value")
         for name, value in (item for combination in self.novel_combinations for item in combination.items()):
             if name not in self.attributes:
                 raise ValueError(
@@ -123,10 +130,32 @@ class JemConfig(OnHub, PreTrainedConfig):
         from .backbone_jem import check_backbone
 
         check_backbone(self.backbone)
+        try:
+            json.dumps({**self.backbone_kwargs, "": ""}, sort_keys=True)  # names that are none do not sort
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"backbone_kwargs are names and values that JSON can hold, not {self.backbone_kwargs}"
+            ) from error
         for field, choices in CHOICES.items():
             value = getattr(self, field)
             if value not in choices:
                 raise ValueError(f"unknown {field} {value!r}{nearest_name(value, choices)}")
+
+    def _check_numbers(self):
+        for field, smallest in SMALLEST.items():
+            value = getattr(self, field)
+            if isinstance(value, bool) or not smallest <= value < inf:
+                raise ValueError(f"{field} is a number from {smallest} on, not {value}")
+        if not isfinite(self.guidance_scale):
+            raise ValueError(f"guidance_scale is a finite number, not {self.guidance_scale}")
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """From the content of a `config.json`. Raises `ValueError` for one of another kind of model."""
+        if not isinstance(config_dict, dict) or config_dict.get("model_type", cls.model_type) != cls.model_type:
+            found = config_dict.get("model_type") if isinstance(config_dict, dict) else config_dict
+            raise ValueError(f"this is not the config of a JemModel but {found!r}: load another folder, or AutoModel")
+        return super().from_dict(config_dict, **kwargs)
 
     def values(self, attribute: str) -> list[str]:
         """The values of one attribute, in the order of their label indices."""

@@ -2,16 +2,39 @@
 
 import inspect
 from dataclasses import replace
+from functools import partial
+from math import isfinite
 
 import torch
 
 from .configuration_jem import CHOICES, nearest_name
 from .image_samplers_jem import IMAGE_SAMPLERS
 from .mixed_hmc_jem import mixed_hmc
-from .sampling_jem import NEVER, ChainSettings, Condition, flow_settings, initial_noise, run_chain, run_sampler
+from .sampling_jem import (
+    NEVER,
+    ChainSettings,
+    Condition,
+    as_condition,
+    flow_settings,
+    initial_noise,
+    run_chain,
+    run_sampler,
+)
 
-SAMPLERS = ("flow", *IMAGE_SAMPLERS, "mixed_hmc")
 EDIT_SCALE = 32.0  # of what an edit changes
+OF_GENERATE = (
+    "log_density",
+    "log_joint",
+    "x",
+    "labels",
+    "num_values",
+    "num_steps",
+    "start",
+    "generator",
+    "callback",
+    "kwargs",
+)
+OF_HMC = ("temperature", "bounds", "tolerance")  # that mala hands on
 HOLD_SCALE = 2.0  # of what it leaves as it is
 
 
@@ -30,6 +53,7 @@ class SamplingMixin:
         sampler_kwargs: dict | None = None,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        batch_size: int | None = None,
         callback=None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -46,6 +70,7 @@ class SamplingMixin:
                 `"mixed_hmc"`, with its own arguments, such as the step size, in `sampler_kwargs`.
             noise (`torch.Tensor` of shape (B, C, H, W)): Start of the chain, drawn if not given.
             generator (`torch.Generator`): Source of all randomness, on the device of the model.
+            batch_size (`int`): Images that the network sees at once, see [`JemModel.potentials`].
             callback: See [`run_chain`](sampling_jem.py).
 
         Returns:
@@ -66,16 +91,18 @@ class SamplingMixin:
             shape = (len(condition.labels), config.num_channels, config.image_size, config.image_size)
             noise = initial_noise(config.sampler, shape, self.device, generator)
         settings = self.chain_settings(num_inference_steps, guidance_scale, gibbs, sampler)
-        if sampler not in SAMPLERS:
-            raise ValueError(f"unknown sampler {sampler!r}{nearest_name(sampler, SAMPLERS)}")
+        samplers = ("flow", *IMAGE_SAMPLERS, "mixed_hmc")
+        if sampler not in samplers:
+            raise ValueError(f"unknown sampler {sampler!r}{nearest_name(sampler, samplers)}")
+        label_distribution = partial(self.label_distribution, batch_size=batch_size)
         if sampler in CHOICES["sampler"] and not sampler_kwargs:
-            return run_chain(self.label_distribution, noise, condition, settings, generator, callback)
+            return run_chain(label_distribution, noise, condition, settings, generator, callback)
         sampler_kwargs = _arguments(sampler, sampler_kwargs or {})
         if sampler == "mixed_hmc":
-            return self._mixed_hmc(noise, condition, settings, generator, callback, sampler_kwargs)
+            return self._mixed_hmc(label_distribution, noise, condition, settings, generator, callback, sampler_kwargs)
         return run_sampler(
             sampler,
-            self.label_distribution,
+            label_distribution,
             noise,
             condition,
             num_steps=settings.num_steps,
@@ -99,6 +126,7 @@ class SamplingMixin:
         hold_scale: float | None = None,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
+        batch_size: int | None = None,
         callback=None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -117,7 +145,7 @@ class SamplingMixin:
             num_inference_steps (`int`): Steps from pure noise; less noise takes fewer.
             guidance_scale (`float`): g, by default 32, with a mask that of the config.
             hold_scale (`float`): h, by default 2, with a mask 0; above 0 it needs the head "product".
-            noise, generator, callback: See [`generate`].
+            noise, generator, batch_size, callback: See [`generate`].
 
         Returns:
             Images (B, C, H, W), about [-1, 1], and the labels (B, K) that they were drawn for.
@@ -135,9 +163,10 @@ class SamplingMixin:
         if guidance_scale is None:
             guidance_scale = EDIT_SCALE if mask is None else self.config.guidance_scale
         labels = self._checked(labels.to(self.device))
+        label_distribution = partial(self.label_distribution, batch_size=batch_size)
         weights = torch.where(labels >= 0, guidance_scale, hold_scale)
         if hold_scale:
-            labels = torch.where(labels >= 0, labels, self.predict_proba(pixel_values).argmax(-1))
+            labels = torch.where(labels >= 0, labels, label_distribution(pixel_values).marginal_logits()[0].argmax(-1))
             condition, guidance_scale = Condition(labels, weights), 1.0
         else:
             condition = Condition(labels)
@@ -152,7 +181,7 @@ class SamplingMixin:
 
         start = torch.lerp(noise, pixel_values, 1 - strength)
         project = None if mask is None else known
-        return run_chain(self.label_distribution, start, condition, left, generator, callback, project)
+        return run_chain(label_distribution, start, condition, left, generator, callback, project)
 
     def mixture(self, first: torch.Tensor, second: torch.Tensor, shares: torch.Tensor) -> Condition:
         """
@@ -175,9 +204,11 @@ class SamplingMixin:
         """[`ChainSettings`] of a sampler, with the config's defaults where an argument is None."""
         config = self.config
         num_steps = config.num_inference_steps if num_steps is None else num_steps
-        if num_steps < 1:
-            raise ValueError(f"num_inference_steps is 1 or more, not {num_steps}")
+        if not isinstance(num_steps, int) or num_steps < 1:
+            raise ValueError(f"num_inference_steps is a whole number from 1 on, not {num_steps!r}")
         guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
+        if not isinstance(guidance_scale, int | float) or not isfinite(guidance_scale):
+            raise ValueError(f"guidance_scale is a finite number, not {guidance_scale!r}")
         kwargs = dict(num_steps=num_steps, guidance_scale=guidance_scale, gibbs_every=int(gibbs))
         if (sampler or config.sampler) == "flow":
             return flow_settings(flow_time=config.flow_time, **kwargs)
@@ -185,7 +216,7 @@ class SamplingMixin:
 
     def condition(self, labels: torch.Tensor | Condition, complete: bool = False, generator=None) -> Condition:
         """Labels checked, and completed by the model of the labels if so wished: every alternative on its own."""
-        condition = labels if isinstance(labels, Condition) else Condition(labels)
+        condition = as_condition(labels)
         labels = condition.labels.to(self.device)
         never = labels == NEVER
         rows = self._checked(labels.masked_fill(never, -1).flatten(0, -2))
@@ -193,14 +224,14 @@ class SamplingMixin:
             rows = self.label_prior.sample(rows, generator=generator)
         return replace(condition, labels=rows.view_as(labels).masked_fill(never, NEVER))
 
-    def _mixed_hmc(self, x, condition, settings, generator, callback, sampler_kwargs):
+    def _mixed_hmc(self, label_distribution, x, condition, settings, generator, callback, sampler_kwargs):
         """Images and free labels in one chain."""
         if condition.labels.ndim == 3 or condition.weights is not None:
             raise ValueError("mixed_hmc draws labels: it takes neither alternatives nor weights")
         guidance_scale = settings.guidance_scale
 
         def log_joint(x, encoded):
-            distribution = self.label_distribution(x)
+            distribution = label_distribution(x)
             joint = distribution.score(encoded)
             if guidance_scale == 1:
                 return joint
@@ -235,9 +266,13 @@ def _arguments(sampler: str, given: dict) -> dict:
         raise ValueError("the sampler 'flow' takes no sampler_kwargs: 'gradient_flow' does")
     function = mixed_hmc if sampler == "mixed_hmc" else IMAGE_SAMPLERS[sampler]
     parameters = inspect.signature(function).parameters
-    for name in given:
-        if name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            raise ValueError(f"the sampler {sampler!r} has no argument {name!r}{nearest_name(name, list(parameters))}")
+    known = {*parameters, *(OF_HMC if sampler == "mala" else ())} - {*OF_GENERATE}
+    for name, value in given.items():
+        if name not in known:
+            nearest = nearest_name(str(name), sorted(known))
+            raise ValueError(f"the sampler {sampler!r} has no argument {name!r}{nearest}")
+        if isinstance(value, str | dict | None):
+            raise ValueError(f"{name} of the sampler {sampler!r} is a number, not {value!r}")
     for name, parameter in parameters.items():
         needed = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
         if needed and name not in ("num_steps", *given):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -15,6 +16,7 @@ from .hub_jem import AUTO_MAP, CUSTOM_PIPELINES, OnHub, copy_documents, save_cod
 from .image_processing_jem import JemImageProcessor
 from .label_distributions_jem import InteractingDistribution, ProductDistribution
 from .label_prior_jem import PairwiseLabelPrior
+from .loading_jem import CheckedWeights
 from .resizing_jem import resize
 
 PUSH_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr")
@@ -43,7 +45,7 @@ class JemOutput(ModelOutput):
     potentials: torch.Tensor | None = None
 
 
-class JemModel(SamplingMixin, OnHub, PreTrainedModel):
+class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
     """
     One energy over images and attributes, `E(x, y) = -log p~(x, y)` (Kelly et al. 2021, arXiv 2108.04227).
 
@@ -68,6 +70,14 @@ class JemModel(SamplingMixin, OnHub, PreTrainedModel):
         self.head = HEADS[config.head](self.backbone.head_hidden_size, config.num_values)
         self.label_prior = PairwiseLabelPrior(config.num_values)
         self.post_init()
+        self.backbone.to(memory_format=torch.channels_last)  # convolutions of images follow their weights
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.backbone.to(memory_format=torch.channels_last)
+        return loaded
 
     def _init_weights(self, module):
         init_non_persistent_buffers(module)  # and nothing else: timm and torch have initialised the rest
@@ -100,8 +110,17 @@ class JemModel(SamplingMixin, OnHub, PreTrainedModel):
         size = self.config.image_size
         return JemImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
-    def potentials(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What the head makes of images (B, C, H, W) in [-1, 1], float32; f(x) (B, K, V) for the head "product"."""
+    def potentials(self, pixel_values: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
+        """
+        What the head makes of images (B, C, H, W) in [-1, 1], float32; f(x) (B, K, V) for the head "product".
+
+        With `batch_size` the network sees at most so many images at once, and a backward pass goes through it once
+        more instead of keeping what it computed (Chen et al. 2016, arXiv 1604.06174): less memory, more time.
+        """
+        if batch_size is not None and len(pixel_values) > batch_size:
+            parts = pixel_values.split(batch_size)
+            settings = dict(use_reentrant=False, preserve_rng_state=False)
+            return torch.cat([checkpoint(self.potentials, part, **settings) for part in parts])
         config = self.config
         expected = (config.num_channels, config.image_size, config.image_size)
         if tuple(pixel_values.shape[1:]) != expected:
@@ -111,13 +130,15 @@ class JemModel(SamplingMixin, OnHub, PreTrainedModel):
             )
         return self.head(self.backbone(pixel_values.to(self.dtype)))
 
-    def label_distribution(self, pixel_values: torch.Tensor) -> ProductDistribution | InteractingDistribution:
+    def label_distribution(
+        self, pixel_values: torch.Tensor, batch_size: int | None = None
+    ) -> ProductDistribution | InteractingDistribution:
         """The labels given images (B, C, H, W) in [-1, 1]: all that chains, losses and predictions ask for."""
-        return self.head.distribution(self.potentials(pixel_values))
+        return self.head.distribution(self.potentials(pixel_values, batch_size))
 
     def log_joint(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Unnormalised `log p(x, y_O)` (B,); labels (B, K) of -1 are missing and marginalised."""
-        return self.label_distribution(pixel_values).log_joint(self._checked(labels))
+        return self.label_distribution(pixel_values).log_joint(self._checked(labels, len(pixel_values)))
 
     def log_marginal(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Unnormalised `log p(x)` (B,)."""
@@ -135,7 +156,7 @@ class JemModel(SamplingMixin, OnHub, PreTrainedModel):
             pixel_values (`torch.Tensor` of shape (B, C, H, W)): Images in [-1, 1].
             labels (`torch.LongTensor` of shape (B, K), *optional*): What is known, -1 where missing.
         """
-        labels = None if labels is None else self._checked(labels)
+        labels = None if labels is None else self._checked(labels, len(pixel_values))
         logits, error = self.label_distribution(pixel_values).marginal_logits(labels)
         return (logits.softmax(-1), error) if return_standard_error else logits.softmax(-1)
 
@@ -158,7 +179,7 @@ class JemModel(SamplingMixin, OnHub, PreTrainedModel):
         potentials = self.potentials(pixel_values)
         output = JemOutput(potentials=potentials)
         if not potentials_only:
-            labels = None if labels is None else self._checked(labels)
+            labels = None if labels is None else self._checked(labels, len(pixel_values))
             distribution = self.head.distribution(potentials)
             logits, _ = distribution.marginal_logits()
             output = JemOutput(
@@ -210,13 +231,17 @@ class JemModel(SamplingMixin, OnHub, PreTrainedModel):
                 columns.append(values[:, v] - others.logsumexp(1))
         return torch.stack(columns, dim=1)
 
-    def _checked(self, labels: torch.Tensor) -> torch.Tensor:
-        num_values = torch.tensor(self.config.num_values, device=labels.device)
-        if labels.ndim != 2 or labels.shape[1] != len(num_values) or labels.is_floating_point():
+    def _checked(self, labels: torch.Tensor, num_images: int | None = None) -> torch.Tensor:
+        sizes = self.config.num_values
+        found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, torch.Tensor) else repr(labels)
+        if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.is_complex():
+            raise ValueError(f"labels are a tensor of integers of shape (batch, {len(sizes)}), not {found}")
+        if labels.ndim != 2 or labels.shape[1] != len(sizes) or num_images not in (None, len(labels)):
             raise ValueError(
-                f"labels are integers of shape (batch, {len(num_values)}), one column for each attribute, "
-                f"not {labels.dtype} {tuple(labels.shape)}"
+                f"labels are integers of shape ({'batch' if num_images is None else num_images}, {len(sizes)}), "
+                f"one column for each attribute, not {found}"
             )
+        num_values, labels = torch.tensor(sizes, device=labels.device), labels.long()
         wrong = ((labels < -1) | (labels >= num_values)).nonzero()
         if len(wrong):
             row, k = wrong[0].tolist()
@@ -224,7 +249,7 @@ class JemModel(SamplingMixin, OnHub, PreTrainedModel):
                 f"label {labels[row, k].item()} of image {row} is not a value of {self.config.attributes[k]!r}: "
                 f"use 0 to {num_values[k].item() - 1}, or -1 where the label is missing"
             )
-        return labels.long()
+        return labels
 
 
 __all__ = ["JemModel"]

@@ -19,6 +19,9 @@ from .configuration_jem import BINARY, JemConfig, nearest_name
 Request = str | dict[str, bool | int | float | str | None]
 
 MAX_ALTERNATIVES = 256
+MAX_LENGTH = 10_000  # characters
+MAX_DEPTH = 50  # of brackets and "~" inside each other
+MAX_WORK = 10_000_000  # characters of a request times its evaluations, until its alternatives are known
 UNKNOWN = 0.5  # of Kleene's logic: 0 is false, 1 true, "and" is min, "or" is max and "not v" is 1 - v
 Predicate = Callable[[list[int]], float]  # truth of K labels, UNKNOWN where it depends on those that are open
 
@@ -59,7 +62,8 @@ def parse_composition(request: Request, config: JemConfig) -> Composition:
 
     Raises:
         ValueError: an unknown attribute or value (with the nearest known one), a malformed string (with the place),
-            two weights of one attribute, a contradiction, more than `MAX_ALTERNATIVES` alternatives, or no request.
+            two weights of one attribute, a contradiction, more than `MAX_ALTERNATIVES` alternatives, a request that is
+            too long or too intricate, or no request.
     """
     if isinstance(request, str):
         return _Parser(request, config).composition()
@@ -107,7 +111,9 @@ class _Parser:
     """Recursive descent through the grammar above, one method a rule."""
 
     def __init__(self, text: str, config: JemConfig):
-        self.text, self.config = text, config
+        if len(text) > MAX_LENGTH:
+            raise ValueError(f"the request has {len(text)} characters: write at most {MAX_LENGTH}")
+        self.text, self.config, self.depth = text, config, 0
         self.mentioned: list[int] = []
         self.weights: dict[int, float] = {}
         self.tokens = list(_TOKEN.finditer(text))
@@ -120,7 +126,7 @@ class _Parser:
             raise self.error(f"{self.tokens[0][0].strip()!r} is out of place")
         num_values = self.config.num_values
         order = sorted(set(self.mentioned), key=lambda k: (num_values[k], k))
-        found = _solutions(predicate, labels, order, num_values)
+        found = _solutions(_bounded(predicate, MAX_WORK // max(1, len(self.text))), labels, order, num_values)
         if not found:
             names = [repr(self.config.attributes[k]) for k in order if self.mentioned.count(k) > 1]
             raise ValueError(f"the request contradicts itself: {' and '.join(names)} cannot meet all of it")
@@ -143,10 +149,10 @@ class _Parser:
 
     def term(self) -> Predicate:
         if self.take("~"):
-            negated = self.term()
+            negated = self.inside(self.term)
             return lambda labels: 1 - negated(labels)
         if self.take("("):
-            predicate = self.request()
+            predicate = self.inside(self.request)
             if not self.take(")"):
                 raise self.error("')' is missing")
             return predicate
@@ -159,6 +165,14 @@ class _Parser:
             if self.weights.setdefault(k, weight) != weight:
                 raise ValueError(f"attribute {name!r} has two weights, {self.weights[k]} and {weight}: write one")
         return lambda labels: UNKNOWN if labels[k] < 0 else float(labels[k] == label)
+
+    def inside(self, rule: Callable[[], Predicate]) -> Predicate:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise self.error(f"there are more than {MAX_DEPTH} brackets and '~' inside each other")
+        predicate = rule()
+        self.depth -= 1
+        return predicate
 
     def name(self, what: str) -> str:
         kind = self.tokens[0].lastgroup if self.tokens else None
@@ -181,6 +195,20 @@ class _Parser:
             f"{problem} {place} of the request {self.text!r}: write 'A & ~(B | C=value)', "
             f"and names with one of & | ~ ( ) = : in quotes"
         )
+
+
+def _bounded(predicate: Predicate, max_calls: int) -> Predicate:
+    """The same, until it was asked too often: what a request means can take exponential time to find."""
+    calls = 0
+
+    def bounded(labels):
+        nonlocal calls
+        calls += 1
+        if calls > max_calls:
+            raise ValueError("the request is too intricate: name fewer attributes, or ask for its parts one by one")
+        return predicate(labels)
+
+    return bounded
 
 
 def _solutions(predicate: Predicate, labels: list[int], order: list[int], num_values: list[int]) -> list[dict]:

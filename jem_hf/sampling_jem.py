@@ -96,7 +96,8 @@ class Condition:
 
 def as_condition(labels: "torch.Tensor | Condition") -> Condition:
     """Labels (B, K) as the condition to show them."""
-    return labels if isinstance(labels, Condition) else Condition(labels)
+    # a Condition may be of another copy of this file: transformers makes one each of a folder's model and pipeline
+    return Condition(labels) if isinstance(labels, torch.Tensor) else labels
 
 
 def run_chain(

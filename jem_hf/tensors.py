@@ -1,6 +1,7 @@
 """Images and labels as tensors for training: all in memory, or a stream."""
 
 import json
+from itertools import islice
 
 import torch
 from safetensors import safe_open
@@ -16,6 +17,10 @@ class AttributeTensors(torch.utils.data.Dataset):
     """Images uint8 (N, C, H, W) and labels int64 (N, K), -1 where missing, in memory; `attributes` are the K names."""
 
     def __init__(self, images, labels, attributes):
+        if not (
+            isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor) and isinstance(attributes, list)
+        ):
+            raise ValueError("images and labels must be tensors and attributes a list of names")
         if images.ndim != 4 or images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8 (N, C, H, W), not {images.dtype} {tuple(images.shape)}")
         if labels.shape != (len(images), len(attributes)) or labels.dtype != torch.int64:
@@ -71,13 +76,25 @@ class AttributeStream(torch.utils.data.IterableDataset):
         if shuffle_buffer:
             self.dataset = self.dataset.shuffle(seed=seed, buffer_size=shuffle_buffer)
         self.image_processor, self.attributes, self.on_error = image_processor, list(attributes), on_error
+        self._first = 0
 
     def set_epoch(self, epoch):
         self.dataset.set_epoch(epoch)
 
+    def start_at(self, number: int):
+        """The next pass begins with so many rows left out; none of them is decoded unless some may be broken."""
+        self._first = number
+
     def __iter__(self):
+        first, self._first = self._first, 0
+        if self.on_error == "skip":  # only decoding tells which rows count
+            yield from islice(self._rows(0), first, None)
+        else:
+            yield from self._rows(first)
+
+    def _rows(self, first):
         broken = []
-        for number, row in enumerate(self.dataset):
+        for number, row in enumerate(islice(self.dataset, first, None), first):
             image = _decode(row[self.image_column], number, self.on_error, broken)
             if image is not None:
                 labels = torch.tensor([-1 if row[name] is None else int(row[name]) for name in self.attributes])
@@ -133,8 +150,10 @@ def _decode(image, row, on_error, broken):
     """The image in RGB. One that cannot be read raises, or is noted in `broken` and None."""
     import datasets
 
+    from .image_processing_jem import to_rgb  # heavy
+
     try:
-        return datasets.Image().decode_example(image).convert("RGB")
+        return to_rgb(datasets.Image().decode_example(image))
     except Exception as error:  # of many kinds: PIL's, those of its decoders, and None's
         file = f" ({image['path']})" if image and image.get("path") else ""
         if on_error == "raise":
