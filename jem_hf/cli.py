@@ -42,6 +42,11 @@ def _say(message: str) -> None:
     typer.echo(message, err=True)
 
 
+def _is_first_process() -> bool:
+    """The one of those that torchrun started which writes and prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _load_model(name: str):
     import torch
     from transformers.utils import logging
@@ -50,11 +55,17 @@ def _load_model(name: str):
     from .zoo import list_models
 
     logging.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a checkpoint that does not fit is told by the error alone
     try:
         return JemModel.from_pretrained(name).to("cuda" if torch.cuda.is_available() else "cpu")
     except OSError as error:
+        if Path(name).exists():
+            raise
         known = ", ".join(list_models())
         raise ValueError(f"no model {name!r}: it is not in the zoo ({known}), not a folder, and {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _print_json(content) -> None:
@@ -78,6 +89,8 @@ def train(
     with contextlib.redirect_stdout(sys.stderr):
         trainer, _ = recipes.train(recipes.load_recipe(recipe, _overrides(context.args)), resume=resume)
         metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    if not _is_first_process():
+        return
     result = {"output_dir": trainer.args.output_dir, **metrics}
     _print_json(result) if as_json else typer.echo(f"saved {trainer.args.output_dir}")
 
@@ -148,15 +161,17 @@ def edit(
     as_json: Json = False,
 ):
     """Change attributes of an image, or fill in what a mask covers."""
+    from .image_processing_jem import read_image
+
     _draw(
         model,
         request,
         output,
         as_json,
         num_images=num_images,
-        image=_open_image(image),
+        image=read_image(image),
         strength=strength,
-        mask=None if mask is None else _open_image(mask),
+        mask=None if mask is None else read_image(mask),
         guidance_scale=guidance,
         hold_scale=hold,
         seed=seed,
@@ -183,21 +198,12 @@ def _draw(model: str, request: str, output: Path, as_json: bool, **arguments) ->
 
 
 def _mapping(option: str, text: str | None) -> dict | None:
-    import yaml
+    from .recipes import read_yaml
 
-    value = None if text is None else yaml.safe_load(text)
+    value = None if text is None else read_yaml(text, option)
     if value is not None and not isinstance(value, dict):
         raise ValueError(f"{option} is a mapping such as '{{step_size: 0.01}}', not {text!r}")
     return value
-
-
-def _open_image(path: Path):
-    from PIL import Image
-
-    try:
-        return Image.open(path).convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the image {str(path)!r}: {error}") from error
 
 
 @app.command()
@@ -211,9 +217,10 @@ def predict(
     """Attribute probabilities and energy of images. Lower energy: more like the training images."""
     import torch
 
+    from .image_processing_jem import read_image
     from .requests_jem import parse_request
 
-    pictures = [_open_image(path) for path in images]
+    pictures = [read_image(path) for path in images]
     network, processor = _load_with_processor(model)
     pixels = processor(pictures, return_tensors="pt")["pixel_values"].to(network.device)
     labels = torch.tensor([parse_request(given or "", network.config)] * len(pixels), device=network.device)
@@ -263,7 +270,8 @@ def evaluate(
     settings = dict(split=split, prediction_only=prediction_only, num_images=num_images, num_cas=num_cas)
     report = _evaluate(network, splits, output, **settings)
     report = {"model": model, "dataset": dataset, "split": split, **report}
-    _print_report(report, as_json)
+    if _is_first_process():
+        _print_report(report, as_json)
 
 
 def _load_with_processor(name: str):
@@ -278,7 +286,7 @@ def _evaluate(network, splits, output, **settings) -> dict:
 
     with contextlib.redirect_stdout(sys.stderr), _Bars() as progress:
         report, pictures = evaluate(network, splits, progress=progress, **settings)
-    if output is not None:
+    if output is not None and _is_first_process():
         write_report(report, pictures, output, network.config)
         _say(f"wrote {output / 'report.md'}")
     return report
@@ -344,16 +352,48 @@ def push(
     revision: Annotated[Optional[str], typer.Option(help="Branch, made where there is none.")] = None,  # noqa: UP045
     message: Annotated[Optional[str], typer.Option(help="What the history says.")] = None,  # noqa: UP045
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose the change, write nothing.")] = False,
+    space: Annotated[bool, typer.Option("--space", help="Upload the page of `jem-hf demo` as a Space.")] = False,
     as_json: Json = False,
 ):
     """Upload a model to the Hub: weights, image processor, code that loads it anywhere, and its card."""
+    settings = dict(private=private, revision=revision, commit_message=message, create_pr=create_pr)
     with contextlib.redirect_stdout(sys.stderr):
-        commit = _load_model(model).push_to_hub(
-            repo_id, private=private, revision=revision, commit_message=message, create_pr=create_pr
-        )
+        if space:
+            from .space import push_space
+
+            commit = push_space(_load_model(model), repo_id, **settings)
+        else:
+            commit = _load_model(model).push_to_hub(repo_id, **settings)
     if as_json:
         return _print_json({"repo_id": commit.repo_url.repo_id, "commit": commit.oid, "url": commit.pr_url or commit})
     typer.echo(commit.pr_url or commit)
+
+
+@app.command()
+@clear_errors
+def demo(
+    model: Annotated[Optional[str], typer.Argument(help="Zoo name, Hub id or folder.")] = None,  # noqa: UP045
+    host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    port: Annotated[Optional[int], typer.Option(help="Port; the first free one from 7860 on.")] = None,  # noqa: UP045
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+    as_json: Json = False,
+):
+    """Open a page to make, tag, edit and compare images."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        from .demo import create_page, launch
+    except ModuleNotFoundError as error:
+        raise ValueError(f"the page needs {error.name}: pip install 'jem_hf[demo]'") from error
+    from .zoo import DEFAULT_MODEL
+
+    with contextlib.redirect_stdout(sys.stderr):
+        page = create_page(model or DEFAULT_MODEL)
+        url = launch(
+            page, server_name=host, server_port=port, inbrowser=browser, quiet=True, prevent_thread_lock=True
+        )[1]
+    _print_json({"url": url}) if as_json else typer.echo(f"{url}  (Ctrl+C ends it)")
+    sys.stdout.flush()
+    page.block_thread()
 
 
 @app.command()

@@ -1,0 +1,142 @@
+"""What the page draws: settings that make an image again, and chains that are watched and stopped."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from queue import SimpleQueue
+from urllib.parse import urlencode
+
+import torch
+
+MAX_IMAGES = 16
+MAX_STEPS = 200
+MAX_GUIDANCE = 20.0
+MAX_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """
+    All that makes the same images again, on the same machine to the pixel.
+
+    Args:
+        model (`str`): Name of the model.
+        request (`str`): What the images show, see [`parse_composition`](requests_jem.py).
+        seed (`int`): Of the noise, 0 to `MAX_SEED`.
+        num_images (`int`): 1 to `MAX_IMAGES`.
+        num_inference_steps (`int`): Steps of the chain, 1 to `MAX_STEPS`.
+        guidance_scale (`float`): How much more the request counts than the image alone, 0 to `MAX_GUIDANCE`.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+
+    model: str
+    request: str = ""
+    seed: int = 0
+    num_images: int = 4
+    num_inference_steps: int = 24
+    guidance_scale: float = 2.0
+
+    def __post_init__(self):
+        ranges = {
+            "seed": (0, MAX_SEED),
+            "num_images": (1, MAX_IMAGES),
+            "num_inference_steps": (1, MAX_STEPS),
+            "guidance_scale": (0, MAX_GUIDANCE),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if value is None or not low <= value <= high:
+                raise ValueError(f"{name.replace('_', ' ')} is a number from {low} to {high}, not {value}")
+
+    def query(self) -> str:
+        """The link that makes these images again, from the `?` on."""
+        return "?" + urlencode(asdict(self))
+
+    @classmethod
+    def from_query(cls, query: Mapping[str, str], default: "Drawing") -> "Drawing":
+        """
+        What a link says, the rest as `default` has it.
+
+        Raises:
+            ValueError: a link to images of another model, or a value that is no number or out of its range.
+        """
+        if query.get("model", default.model) != default.model:
+            raise ValueError(
+                f"the link is to images of {query['model']!r}, and this page draws with {default.model!r}"
+            )
+        values = asdict(default)
+        for field in fields(cls):
+            if field.name in query:
+                try:
+                    values[field.name] = field.type(query[field.name])
+                except ValueError:
+                    raise ValueError(f"{field.name} in the link is not a number: {query[field.name]!r}") from None
+        return cls(**values)
+
+    def arguments(self) -> dict:
+        """For the call of a pipeline."""
+        names = ("seed", "num_images", "num_inference_steps", "guidance_scale")
+        return {name: getattr(self, name) for name in names}
+
+
+class Stops:
+    """What ends the running chains, by visitor."""
+
+    def __init__(self):
+        self.events: dict[str, threading.Event] = {}
+
+    def start(self, visitor: str) -> threading.Event:
+        """A new chain's event."""
+        event = self.events[visitor] = threading.Event()
+        return event
+
+    def stop(self, visitor: str) -> None:
+        """End the chain of a visitor, if one is running."""
+        if visitor in self.events:
+            self.events[visitor].set()
+
+    def end(self, visitor: str) -> None:
+        """The chain is over."""
+        self.events.pop(visitor, None)
+
+
+def watch(run: Callable, stop: threading.Event) -> Iterator[tuple[torch.Tensor, list[float]]]:
+    """
+    Run `run(callback)` in a thread: yields the newest images of its chain and the mean energies of all steps so far.
+
+    The chain ends before its next step once `stop` is set, or this generator is closed.
+
+    Returns:
+        What `run` returns, the number of steps done, and the mean energy before each and before the one that was not.
+    """
+    frames, energies, done = SimpleQueue(), [], object()
+    stopped = False
+
+    def callback(x, info):
+        nonlocal stopped
+        energies.append(info.energy.mean().item())
+        frames.put(x)
+        stopped = stop.is_set()
+        return stopped
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(run, callback)
+        future.add_done_callback(lambda _: frames.put(done))
+        try:
+            while (x := _newest(frames)) is not done:
+                yield x, list(energies)
+        except GeneratorExit:
+            stop.set()
+            raise
+        return future.result(), len(energies) - stopped, energies
+
+
+def _newest(queue: SimpleQueue):
+    """Wait for an item, and leave out those that newer ones have overtaken."""
+    item = queue.get()
+    while not queue.empty():
+        item = queue.get()
+    return item
