@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
-HISTORY = 100  # steps over which the median of the gradient norm is taken
+HISTORY = 100  # steps over which the medians of gradient norm and loss are taken
 MIN_HISTORY = 20  # steps before which it is not
 PATIENCE = 20  # steps that chains may be dead
 MAX_AGE = 10  # a snapshot is at most so many times `guard_steps` old, whether the state is good or not
@@ -76,7 +76,8 @@ class Guard(TrainerCallback):
     | alarm | when | lowered |
     |---|---|---|
     | loss | NaN or infinite, as for all that follow | learning rate |
-    | gradient norm | above `guard_gradient` times its median over the last 100 steps | learning rate |
+    | gradient norm | above `guard_gradient` times its median over the last 100 steps, the loss being above twice its \
+own: gradients also grow where training begins to learn | learning rate |
     | saturated pixels | more than the share `guard_saturated` of the samples' pixels is black or white | chain step |
     | energy gap | E(samples) - E(data) beyond `guard_energy_gap` nats, either way | learning rate; chain step where \
 saturated pixels are halfway to their alarm |
@@ -93,7 +94,7 @@ saturated pixels are halfway to their alarm |
     def __init__(self, trainer):
         self.trainer = trainer
         self.alarms, self.chain_step_factor = [], 1.0
-        self.gradient_norms, self.num_dead = deque(maxlen=HISTORY), 0
+        self.gradient_norms, self.losses, self.num_dead = deque(maxlen=HISTORY), deque(maxlen=HISTORY), 0
         self.snapshots = deque(maxlen=2)
 
     def state_dict(self) -> dict:
@@ -102,12 +103,14 @@ saturated pixels are halfway to their alarm |
             "alarms": self.alarms,
             "chain_step_factor": self.chain_step_factor,
             "gradient_norms": list(self.gradient_norms),
+            "losses": list(self.losses),
             "num_dead": self.num_dead,
         }
 
     def load_state_dict(self, state: dict) -> None:
         self.alarms, self.num_dead = state["alarms"], state["num_dead"]
         self.gradient_norms = deque(state["gradient_norms"], maxlen=HISTORY)
+        self.losses = deque(state["losses"], maxlen=HISTORY)
         self._lower_chain_step(state["chain_step_factor"])
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -132,13 +135,15 @@ saturated pixels are halfway to their alarm |
         values = torch.stack([value.detach().float() for value in noted.values()])
         values = dict(zip(noted, self.trainer.accelerator.reduce(values, "mean").tolist()))
         if step == args.chain_free_steps + 1:  # another loss, other gradients
-            self.gradient_norms.clear()
-        usual = median(self.gradient_norms) if len(self.gradient_norms) >= MIN_HISTORY else math.inf
-        self.gradient_norms.append(values["gradient_norm"])
-        largest = sys.float_info.max
-        readings = [Reading("loss", abs(values["loss"]), largest, largest)]
-        limit = min(args.guard_gradient * usual, largest)
-        readings.append(Reading("gradient norm", values["gradient_norm"], limit, limit / 10))
+            self._forget_history()
+        loss, norm, largest = abs(values["loss"]), values["gradient_norm"], sys.float_info.max
+        readings = [Reading("loss", loss, largest, largest)]
+        is_known = len(self.gradient_norms) >= MIN_HISTORY
+        limit = min(args.guard_gradient * median(self.gradient_norms), largest) if is_known else largest
+        has_risen = is_known and loss > 2 * median(self.losses)
+        readings.append(Reading("gradient norm", norm, limit if has_risen else largest, limit / 10))
+        self.gradient_norms.append(norm)
+        self.losses.append(loss)
         if "energy_gap" not in values:
             return readings
         saturated, limit = values["saturated"], args.guard_saturated
@@ -150,12 +155,16 @@ saturated pixels are halfway to their alarm |
         self.num_dead = self.num_dead + 1 if is_dead else 0
         return [*readings, Reading("steps with dead chains", self.num_dead, PATIENCE, 0)]
 
+    def _forget_history(self) -> None:
+        self.gradient_norms.clear()
+        self.losses.clear()
+
     def _roll_back(self, step: int, alarm: Reading) -> None:
         trainer, args = self.trainer, self.trainer.args
         good, *later = self.snapshots
         good.restore(trainer, later)
         self.snapshots = deque([good], maxlen=2)
-        self.gradient_norms.clear()
+        self._forget_history()
         self.num_dead = 0
         trainer.forget_log()
         self.alarms.append(alarm.name)

@@ -52,7 +52,12 @@ CARD_FIELDS = (
     "name repo_id revision dataset dataset_name evaluation license license_name license_link data limits"
 ).split()
 CARD_FIELDS = {name: str | None for name in CARD_FIELDS} | {"requests": list[str]}
-PROCESSOR_FIELDS = {"size": dict[str, int], "crop_size": dict[str, int], "resample": int, "do_center_crop": bool}
+PROCESSOR_FIELDS = {
+    "size": int | dict[str, int],
+    "crop_size": int | dict[str, int],
+    "resample": int,
+    "do_center_crop": bool,
+}
 MODEL_FIELDS = {
     name: kind
     for name, kind in JemConfig.__annotations__.items()

@@ -137,8 +137,10 @@ def test_limits(config, tensors, tmp_path):
     for norm in range(1, 21):
         found = readings(trainer, loss=1.0, gradient_norm=float(norm))
         assert found["gradient norm"].limit == sys.float_info.max  # too few to tell
-    found = readings(trainer, loss=1.0, gradient_norm=200.0)
-    assert found["gradient norm"] == Reading("gradient norm", 200.0, 105.0, 10.5)
+    found = readings(trainer, loss=1.9, gradient_norm=200.0)  # as where training begins to learn
+    assert found["gradient norm"] == Reading("gradient norm", 200.0, sys.float_info.max, 10.5)
+    found = readings(trainer, loss=2.1, gradient_norm=200.0)
+    assert found["gradient norm"] == Reading("gradient norm", 200.0, 110.0, 11.0)
     found = readings(trainer, step=41, loss=1.0, gradient_norm=200.0)  # chains begin
     assert found["gradient norm"].limit == sys.float_info.max
     chains = dict(loss=1.0, gradient_norm=1.0, motion=1.0, difference=1.0)
