@@ -153,6 +153,7 @@ def _make(page: gr.Blocks, actions: Actions) -> gr.State:
 
     first = replace(default, request=next(iter(actions.presets.values()), ""))
     chain = dict(inputs=controls, outputs=outputs, concurrency_id="chain", show_progress="hidden")
+    chain["trigger_mode"] = "always_last"  # what is changed while a chain runs is drawn after it
     values_of, request_of = told(actions.values_of), told(lambda *values: actions.request_of(values))
     quick = dict(show_progress="hidden", concurrency_limit=None)
 
