@@ -39,6 +39,8 @@ WAYS = {  # name: arguments of the gradient flow for a mean step of size h
     "falling steps": lambda h: {"step_size": linear(2 * h, 0)},
     "falling steps, cosine": lambda h: {"step_size": cosine(2 * h, 0)},
     "rising steps": lambda h: {"step_size": linear(0.5 * h, 1.5 * h)},
+    "rising steeply": lambda h: {"step_size": linear(0.2 * h, 1.8 * h)},
+    "rising, momentum .5": lambda h: {"step_size": linear(0.25 * h, 0.75 * h), "momentum": 0.5},
     "a quarter farther": lambda h: {"step_size": 1.25 * h},
     "stop at gradient .3": lambda h: {"step_size": h, "tolerance": 0.3},
     "stop at gradient .1": lambda h: {"step_size": h, "tolerance": 0.1},

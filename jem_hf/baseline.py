@@ -12,10 +12,11 @@ from .cache import cache_path, save_atomically
 from .configuration_jem import JemConfig
 from .modeling_jem import JemModel
 from .precision import has_native_bfloat16
+from .processes import all_agree, join_processes
 
+BATCH_SIZE = 64
 TRAINING = dict(
     objective="classifier",
-    per_device_train_batch_size=64,
     learning_rate=2e-3,
     adam_beta2=0.99,
     lr_scheduler_type="cosine",
@@ -30,16 +31,18 @@ def load_classifier(train, config: JemConfig, num_epochs: int = 6, cache_dir=Non
     """
     A classifier with the network of `config`, from the cache where it is there, else trained and cached.
 
+    Processes that torchrun started train it together, and all get it.
+
     Args:
         train: `AttributeTensors` of the training split.
         num_epochs: passes over the data; more than a few overfit a small set.
         progress: called after every training step with the steps done and the steps in all; never on a cache hit.
     """
     network = (config.backbone, sorted(config.backbone_kwargs.items()), config.head, config.num_values)
-    settings = ("classifier r1", network, num_epochs, sorted(TRAINING.items()))
+    settings = ("classifier r1", network, num_epochs, BATCH_SIZE, sorted(TRAINING.items()))
     path = cache_path("classifiers", settings, (train.images, train.labels), cache_dir)
     model = JemModel(config)
-    if not path.exists():
+    if not all_agree(path.exists()):
         model = _train(train, config, num_epochs, progress)
         save_atomically(model.state_dict(), path)
     model.load_state_dict(load_file(path))
@@ -56,6 +59,7 @@ def _train(train, config: JemConfig, num_epochs: int, progress) -> JemModel:
         args = JemTrainingArguments(
             output_dir=folder,
             num_train_epochs=num_epochs,
+            per_device_train_batch_size=max(1, BATCH_SIZE // join_processes().num_processes),
             save_strategy="no",
             disable_tqdm=True,
             use_cpu=device == "cpu",

@@ -304,7 +304,7 @@ class _Bars:
 
         if stage != self.stage:
             self.__exit__()
-            self.stage, self.bar = stage, tqdm(desc=stage, total=total)
+            self.stage, self.bar = stage, tqdm(desc=stage, total=total, disable=not _is_first_process())
         self.bar.update(done - self.bar.n)
 
     def __exit__(self, *error):

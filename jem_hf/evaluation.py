@@ -73,8 +73,7 @@ def evaluate(
     test, novel = real["test"], real.get("novel")
     in_stage = partial(partial, progress)
     part, validation = validation_part({name: each for name, each in splits.items() if name != split})
-    with join_processes().main_process_first():  # it trains the helpers, the others find them in the cache
-        classifier = load_classifier(part, config, classifier_epochs, cache_dir, in_stage("baseline classifier"))
+    classifier = load_classifier(part, config, classifier_epochs, cache_dir, in_stage("baseline classifier"))
     classifier.to(model.device)
     comparison, curves = compare_prediction(model, classifier, validation, test, num_resamples)
     del part, validation
@@ -91,7 +90,7 @@ def evaluate(
     judged = train
     if novel is not None:
         judged, real["novel"] = with_half_of_novel(train, novel)
-    with join_processes().main_process_first():
+    with join_processes().main_process_first():  # it trains these, the others find them in the cache
         oracle = load_oracle(judged, num_epochs=oracle_epochs, progress=in_stage("oracle"), **helper)
         network = load_feature_network(
             train, num_epochs=feature_epochs, progress=in_stage("feature network"), **helper

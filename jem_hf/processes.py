@@ -10,6 +10,12 @@ def join_processes() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
+def all_agree(condition: bool) -> bool:
+    """Whether a condition holds in every process."""
+    state = join_processes()
+    return int(reduce(torch.tensor(int(condition), device=state.device), "sum")) == state.num_processes
+
+
 def share_rows(rows: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
     """The batches of row numbers that are this process's part of `rows`, as even as batches allow."""
     state = join_processes()

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from dataset_folders import write_celeba
 from safetensors.torch import load_file, save_file
 
-from jem_hf import AttributeTensors, JemConfig, JemModel, JemTrainer, JemTrainingArguments
+from jem_hf import AttributeTensors, JemConfig, JemImageProcessor, JemModel, JemTrainer, JemTrainingArguments
 from jem_hf.evaluation_generation import draw
 
 KWARGS = dict(objective="joint_cd", chain_free_steps=2, chain_steps=2, buffer_size=16, kl_weight=1.0)
 NUM_GRADIENTS = 150
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ENV = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
 def make_trainer(folder, batch_size=4, **kwargs):
@@ -89,19 +92,8 @@ def launch(tmp_path_factory):
     """The folder in which two processes have worked; torchrun is told to stop while they train without end."""
     folder = tmp_path_factory.mktemp("two")
     make_trainer(folder / "single", **KWARGS).train()
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        __file__,
-        folder,
-    ]
-    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     errors = (folder / "errors").open("w+")
-    process = subprocess.Popen(list(map(str, command)), env=env, stdout=subprocess.DEVNULL, stderr=errors)
+    process = subprocess.Popen([*TORCHRUN, __file__, str(folder)], env=ENV, stdout=subprocess.DEVNULL, stderr=errors)
     while not all((folder / f"ready{rank}").exists() for rank in range(2)):
         time.sleep(0.1)
         assert process.poll() is None, (folder / "errors").read_text()[-3000:]
@@ -174,6 +166,27 @@ def test_sigterm_to_torchrun_saves_what_all_processes_have(launch):
     step = json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
     assert checkpoint.name == f"checkpoint-{step}"
     assert {f"chain_state_{rank}.safetensors" for rank in range(2)} <= set(os.listdir(checkpoint))
+
+
+def test_the_whole_evaluation(tmp_path):
+    """Both train the classifier and draw, the first trains the judges, writes and prints."""
+    data = write_celeba(tmp_path / "data")
+    config = JemConfig(
+        attributes=["Bald", "Hat", "Male"], image_size=8, backbone_kwargs={"width": 4, "hidden_size": 8}
+    )
+    JemModel(config).save_pretrained(tmp_path / "model", code=False)
+    JemImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}).save_pretrained(
+        tmp_path / "model"
+    )
+    command = [*TORCHRUN, "--no-python", Path(sys.executable).parent / "jem-hf", "evaluate", tmp_path / "model"]
+    command += ["--dataset", data, "--num-images", 8, "--num-cas", 8, "--output", tmp_path / "report", "--json"]
+    env = ENV | {"JEM_HF_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hf")}
+    finished = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    report = json.loads(finished.stdout)  # one object
+    assert report["baselines"].keys() >= {"classifier"} and report["generation"]["full"]["num_images"] == 4
+    assert (tmp_path / "report" / "report.md").exists()
+    assert len(list((tmp_path / "cache" / "classifiers").iterdir())) == 1
 
 
 if __name__ == "__main__":
