@@ -1,8 +1,8 @@
 """
-How many network evaluations a good image needs: oracle agreement of ways to descend, on avatars.
+How many network evaluations a good image needs: ways to descend, by oracle agreement and distance to real images.
 
-    python benchmarks/steps.py --output benchmarks/steps        # first an oracle is trained, once; then 20 minutes
-    python benchmarks/steps.py MODEL --num-images 64 --num-train 2000
+    python benchmarks/steps.py --output results                 # first an oracle is trained, once; then 20 minutes
+    python benchmarks/steps.py jem-celeba --dataset FOLDER --ways plain "rising, momentum .5" --steps 12 24
 
 Writes steps.json and steps.png, and prints a table and the cheapest way whose agreement is within one standard error
 of the best one.
@@ -13,18 +13,21 @@ import json
 from pathlib import Path
 
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from jem_hf import JemImageProcessor, JemModel
+from jem_hf.distances import kernel_distance
 from jem_hf.evaluation_requests import held_out_combinations, requests_by_kind
+from jem_hf.feature_network import load_feature_network
 from jem_hf.image_samplers_jem import cosine, linear
 from jem_hf.oracle import load_oracle
 from jem_hf.recipes import load_evaluation_splits
 
-NUM_STEPS = (4, 6, 8, 12, 16, 24, 32, 48)
+NUM_STEPS = (6, 8, 12, 16, 24, 32)
 BATCH_SIZE = 64
-KINDS = ("full", "seen")  # every attribute given; pairs and triples
+KINDS = {"full": "every attribute given", "seen": "pairs and triples"}
 
 
 def momentum(share: float):
@@ -89,9 +92,11 @@ def cheapest(results: list[dict]) -> dict:
 
 def plot(results: list[dict], path: Path) -> None:
     """Agreement over evaluations, a line for each way, a panel for each kind of request."""
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    for axes, kind in zip(figure.subplots(1, len(KINDS)), KINDS):
-        for way in WAYS:
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    colours = colormaps["tab20"].colors
+    for axes, (kind, title) in zip(figure.subplots(1, len(KINDS)), KINDS.items()):
+        axes.set_prop_cycle(color=colours)
+        for way in {result["way"]: None for result in results}:
             points = [result[kind] for result in results if result["way"] == way]
             axes.errorbar(
                 [point["evaluations"] for point in points],
@@ -102,9 +107,11 @@ def plot(results: list[dict], path: Path) -> None:
                 linewidth=1,
                 label=way,
             )
-        axes.set(title=kind, xscale="log", xlabel="network evaluations", ylabel="oracle agreement")
+        axes.set(title=title, xscale="log", xlabel="network evaluations", ylabel="oracle agreement")
+        axes.set_xticks(NUM_STEPS, NUM_STEPS, minor=False)
+        axes.minorticks_off()
         axes.grid(linewidth=0.3)
-    axes.legend(fontsize=7)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=120)
 
 
@@ -113,39 +120,44 @@ def main():
     parser.add_argument("model", nargs="?", default="jem-avatars")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder")
     parser.add_argument("--num-images", type=int, default=512, help="of each kind of request")
+    parser.add_argument("--dataset", default="avatars", help="avatars, a dataset id on the Hub, or a folder")
     parser.add_argument("--num-train", type=int, default=20_000, help="avatars that the oracle learns from")
     parser.add_argument("--num-epochs", type=int, default=6, help="of the oracle")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--steps", type=int, nargs="+", default=NUM_STEPS)
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = JemModel.from_pretrained(args.model).to(device)
     processor = JemImageProcessor.from_pretrained(args.model)
-    splits = load_evaluation_splits("avatars", processor, model.config, {"num_train": str(args.num_train)})
+    fields = {"num_train": str(args.num_train)} if args.dataset == "avatars" else {}
+    splits = load_evaluation_splits(args.dataset, processor, model.config, fields)
     train, test, novel = (splits[name].labels for name in ("train", "test", "novel"))
     oracle = load_oracle(splits["train"], model.config.num_values, num_epochs=args.num_epochs).to(device)
     held_out = held_out_combinations(model.config, train, novel)
+    network = load_feature_network(splits["train"], model.config.num_values)
+    train_features = network.extract(splits["train"].images)
     requests = {kind: rows for kind, (rows, _) in requests_by_kind(test, novel, held_out, args.num_images).items()}
     results = []
-    for way, num_steps in tqdm([(way, num_steps) for way in WAYS for num_steps in args.steps]):
+    for way, num_steps in tqdm([(way, num_steps) for way in args.ways for num_steps in args.steps]):
         result = {"way": way, "num_steps": num_steps}
         for kind in KINDS:
             images, evaluations = draw(model, requests[kind].to(device), way, num_steps)
             mean, error = agreement(oracle, images, requests[kind])
             result[kind] = {"evaluations": evaluations, "agreement": mean, "standard_error": error}
+            result[kind]["kernel_distance"] = kernel_distance(network.extract(images), train_features)
         results.append(result)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "steps.json").write_text(json.dumps(results, indent=1))
     plot(results, args.output / "steps.png")
-    print(
-        "| way | steps | evaluations | agreement, all given | agreement, pairs and triples |",
-        "|---|---:|---:|---:|---:|",
-        sep="\n",
-    )
+    print("| way | steps | evaluations | all given: agreement, kernel distance | pairs and triples: the same |")
+    print("|---|---:|---:|---|---|")
     for result in results:
-        full, seen = (result[kind] for kind in KINDS)
-        print(f"| {result['way']} | {result['num_steps']} | {full['evaluations']:.0f}, {seen['evaluations']:.0f} | "
-              f"{full['agreement']:.4f} ± {full['standard_error']:.4f} | "
-              f"{seen['agreement']:.4f} ± {seen['standard_error']:.4f} |")  # fmt: skip
+        cells = [
+            f"{each['agreement']:.4f} ± {each['standard_error']:.4f}, {each['kernel_distance']:.3f}"
+            for each in (result[kind] for kind in KINDS)
+        ]
+        evaluations = sum(result[kind]["evaluations"] for kind in KINDS) / len(KINDS)
+        print("| " + " | ".join([result["way"], str(result["num_steps"]), f"{evaluations:.0f}", *cells]) + " |")
     chosen = cheapest(results)
     print(f"\ncheapest within one standard error of the best: {chosen['way']}, {chosen['num_steps']} steps")
 

@@ -150,6 +150,14 @@ class JemConfig(OnHub, PreTrainedConfig):
             raise ValueError(f"guidance_scale is a finite number, not {self.guidance_scale}")
 
     @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        try:
+            return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except TypeError as error:  # older transformers take what they read for a dict
+            message = f"{pretrained_model_name_or_path}: its config.json is not the config of a JemModel: {error}"
+            raise ValueError(message) from error
+
+    @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """From the content of a `config.json`. Raises `ValueError` for one of another kind of model."""
         if not isinstance(config_dict, dict) or config_dict.get("model_type", cls.model_type) != cls.model_type:

@@ -7,7 +7,7 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
-from .label_samplers_jem import gibbs, one_hot, start_labels
+from .label_samplers_jem import draw_categorical, gibbs, one_hot, start_labels
 
 MAX_ENUMERATED = 1024  # label vectors, up to which sums over labels are exact
 NUM_SWEEPS = 32  # Gibbs sweeps where there are more
@@ -66,8 +66,7 @@ class ProductDistribution:
 
     def draw(self, labels: torch.Tensor, generator=None, start: torch.Tensor | None = None) -> torch.Tensor:
         """Labels (B, K) with every -1 replaced by an exact draw from `p(y_k|x)`; `start` is not needed."""
-        draws = torch.multinomial(self.logits.detach().softmax(-1).flatten(0, 1), 1, generator=generator)
-        return torch.where(labels >= 0, labels, draws.view_as(labels))
+        return torch.where(labels >= 0, labels, draw_categorical(self.logits.detach(), generator))
 
 
 class InteractingDistribution:

@@ -57,7 +57,7 @@ class PairwiseLabelPrior(nn.Module):
         return self
 
     @torch.no_grad()
-    def sample(self, labels: torch.Tensor, num_sweeps: int = 50, generator=None) -> torch.Tensor:
+    def sample(self, labels: torch.Tensor, num_sweeps: int = 30, generator=None) -> torch.Tensor:
         """
         Labels (N, K) with every -1 replaced by a Gibbs draw given the rest.
 
@@ -75,6 +75,6 @@ class PairwiseLabelPrior(nn.Module):
             noise.exponential_(generator=generator).log_().neg_()  # Gumbel's: the highest of scores with it is a draw
             noise.div_(inverse_temperature).add_(self.bias).masked_fill_(given, torch.inf)
             for own, own_noise, weight in blocks:
-                best = torch.addmm(own_noise, one_hot, weight).argmax(1, keepdim=True)
-                own.zero_().scatter_(1, best, 1)
+                scores = torch.addmm(own_noise, one_hot, weight)
+                torch.eq(scores, scores.amax(1, keepdim=True), out=own)
         return torch.stack([block.argmax(1) for block in columns[0]], dim=1)

@@ -15,15 +15,17 @@ NUM_FLOW_STEPS = 8
 
 @contextlib.contextmanager
 def frozen(model: torch.nn.Module):
-    """No graph and no gradient for the parameters of `model`."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    """`model` in evaluation mode, with neither graph nor gradient for its parameters."""
+    trainable, training = [p for p in model.parameters() if p.requires_grad], model.training
     for parameter in trainable:
         parameter.requires_grad_(False)
+    model.eval()
     try:
         yield
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
+        model.train(training)
 
 
 class NegativeSampler:

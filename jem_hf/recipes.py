@@ -278,6 +278,7 @@ def train(recipe: Recipe, resume: bool = False):
         processor = JemImageProcessor.from_pretrained(pretrained)
     else:
         processor = JemImageProcessor(**recipe.image_processor)
+    _training_arguments(recipe)  # a mistake is told before any data is loaded
     splits, values = load_splits(recipe.dataset, processor)
     if pretrained:
         splits, values = unite_attributes(splits, values, JemConfig.from_pretrained(pretrained))
@@ -297,9 +298,7 @@ def make_trainer(recipe: Recipe, splits: dict, values: dict, processor: JemImage
     settings = dict(recipe.model)
     pretrained = settings.pop("from_pretrained", "")
     teacher = pretrained if pretrained and (splits["train"].labels < 0).any() else ""
-    training = {"use_cpu": not torch.cuda.is_available(), "teacher": teacher, **_resolved(recipe.training)}
-    _check_types("training", training)
-    args = JemTrainingArguments(**training)
+    args = _training_arguments(recipe, teacher=teacher)
     attributes = splits["train"].attributes
     values = {name: values[name] for name in attributes if name in values}
     novel = _novel_combinations(recipe.dataset.get("novel"), splits, attributes)
@@ -321,6 +320,12 @@ def make_trainer(recipe: Recipe, splits: dict, values: dict, processor: JemImage
     )
     trainer.card = {"recipe": recipe.name, "dataset": recipe.dataset.get("name_or_path", "avatars")}
     return trainer
+
+
+def _training_arguments(recipe: Recipe, **defaults) -> JemTrainingArguments:
+    training = {"use_cpu": not torch.cuda.is_available(), **defaults, **_resolved(recipe.training)}
+    _check_types("training", training)
+    return JemTrainingArguments(**training)
 
 
 def _novel_combinations(novel, splits, attributes) -> list[dict]:

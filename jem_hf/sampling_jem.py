@@ -152,7 +152,7 @@ def run_chain(
             )
             if callback(x, info):
                 break
-        x = x + settings.step_size * gradient
+        x = torch.add(x, gradient, alpha=settings.step_size)
         if settings.noise_scale:
             x.add_(torch.empty_like(x).normal_(generator=generator), alpha=settings.noise_scale)
         if settings.clamp:
