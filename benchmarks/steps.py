@@ -10,6 +10,7 @@ of the best one.
 
 import argparse
 import json
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -91,28 +92,31 @@ def cheapest(results: list[dict]) -> dict:
 
 
 def plot(results: list[dict], path: Path) -> None:
-    """Agreement over evaluations, a line for each way, a panel for each kind of request."""
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
-    colours = colormaps["tab20"].colors
-    for axes, (kind, title) in zip(figure.subplots(1, len(KINDS)), KINDS.items()):
-        axes.set_prop_cycle(color=colours)
+    """Agreement and distance over evaluations, a line for each way, a column for each kind of request."""
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    panels = figure.subplots(2, len(KINDS))
+    for axes, (field, kind) in zip(panels.flat, product(("agreement", "kernel_distance"), KINDS)):
+        axes.set_prop_cycle(color=colormaps["tab20"].colors[::2] + colormaps["tab20"].colors[1::2])
         for way in {result["way"]: None for result in results}:
             points = [result[kind] for result in results if result["way"] == way]
             axes.errorbar(
                 [point["evaluations"] for point in points],
-                [point["agreement"] for point in points],
-                [point["standard_error"] for point in points],
+                [point[field] for point in points],
+                [point["standard_error"] for point in points] if field == "agreement" else None,
                 marker="o",
                 markersize=3,
                 linewidth=1,
                 label=way,
             )
-        axes.set(title=title, xscale="log", xlabel="network evaluations", ylabel="oracle agreement")
-        axes.set_xticks(NUM_STEPS, NUM_STEPS, minor=False)
+        axes.set(title=KINDS[kind], xscale="log", xlabel="network evaluations", ylabel=f"oracle {field}")
+        if field == "kernel_distance":
+            axes.set(ylabel="kernel distance to real images", ylim=(0, None))
+        steps = sorted({result["num_steps"] for result in results})
+        axes.set_xticks(steps, steps)
         axes.minorticks_off()
         axes.grid(linewidth=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=100)
 
 
 def main():
