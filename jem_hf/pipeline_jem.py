@@ -232,20 +232,24 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         return self.model.edit(arguments["image"].expand_as(noise), condition.labels, **call)
 
     def postprocess(self, outputs, return_tensors=False):
-        fields = ("pixel_values", "energy", "labels", "probabilities")
-        return [self._describe(*request, return_tensors) for request in zip(*(outputs[name] for name in fields))]
+        config, fields = self.model.config, ("pixel_values", "energy", "labels", "probabilities")
+        values = {name: config.attribute_values.get(name) for name in config.attributes}  # looked up once: it is slow
+        requests = zip(*(outputs[name] for name in fields))
+        return [self._describe(*request, values, return_tensors) for request in requests]
 
-    def _describe(self, x, energy, labels, probabilities, return_tensors):
-        """The dicts of one request's images."""
-        config = self.model.config
+    def _describe(self, x, energy, labels, probabilities, values, return_tensors):
+        """The dicts of one request's images; `values` are the names of each attribute's, None if it is binary."""
         images = x if return_tensors else JemImageProcessor.to_pil(x)
         return [
             {
                 "pixel_values" if return_tensors else "image": images[i],
                 "energy": energy[i].item(),
-                "probabilities": _named_probabilities(probabilities[i], config),
+                "probabilities": {
+                    name: row[1] if names is None else dict(zip(names, row))
+                    for (name, names), row in zip(values.items(), probabilities[i].tolist())
+                },
                 "attributes": {
-                    name: _value(label, name, config) for name, label in zip(config.attributes, labels[i].tolist())
+                    name: _value(label, names) for (name, names), label in zip(values.items(), labels[i].tolist())
                 },
             }
             for i in range(len(x))
@@ -285,16 +289,8 @@ def _fresh_seed():
     return torch.randint(2**62, ()).item()
 
 
-def _named_probabilities(probabilities, config):
-    """{attribute: p(True)} of binary attributes, {attribute: {value: p}} of others, from (K, V)."""
-    return {
-        name: dict(zip(config.values(name), row)) if name in config.attribute_values else row[1]
-        for name, row in zip(config.attributes, probabilities.tolist())
-    }
-
-
-def _value(label, name, config):
+def _value(label, names):
     """A label as users write it: True, False, the name of a value, or None where it was left open."""
     if label < 0:
         return None
-    return config.values(name)[label] if name in config.attribute_values else bool(label)
+    return bool(label) if names is None else names[label]
