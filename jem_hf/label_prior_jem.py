@@ -65,11 +65,14 @@ class PairwiseLabelPrior(nn.Module):
         that exclude each other would lock the chain otherwise.
         """
         free, given = labels < 0, self._one_hot(labels).bool()
+        free_columns = free.any(0).nonzero()[:, 0].tolist()
+        if not free_columns:
+            return labels
         start = [torch.randint(v, (len(labels),), generator=generator, device=labels.device) for v in self.num_values]
         one_hot = self._one_hot(torch.where(free, torch.stack(start, dim=1), labels)).float()
         noise = torch.empty_like(one_hot)
         columns = [each.split(self.num_values, dim=1) for each in (one_hot, noise, self.weight.float())]
-        blocks = [[each[k] for each in columns] for k in free.any(0).nonzero()[:, 0].tolist()]
+        blocks = [[each[k] for each in columns] for k in free_columns]
         for sweep in range(num_sweeps):
             inverse_temperature = min(1.0, (sweep + 1) / (0.8 * num_sweeps))
             noise.exponential_(generator=generator).log_().neg_()  # Gumbel's: the highest of scores with it is a draw
