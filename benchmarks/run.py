@@ -31,7 +31,7 @@ GRID = list(product((1, 4, 16, 64, 256), (32, 64), (16, 32, 64)))  # batch, pixe
 PAPER = Setting(batch_size=100, image_size=64, width=64, num_steps=40)
 WITH_MEMORY = ("chain", "contrastive_divergence", "matching", "pipeline")
 ONCE = ("evaluation", "loading", "buffer")
-# glibc keeps what is freed: else each contender pays at random, up to a quarter, for memory that goes and comes
+# glibc keeps what is freed: else each contender pays at random for memory that goes and comes
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 

@@ -95,7 +95,8 @@ def plot(results: list[dict], path: Path) -> None:
     """Agreement and distance over evaluations, a line for each way, a column for each kind of request."""
     figure = Figure(figsize=(12, 8), layout="constrained")
     panels = figure.subplots(2, len(KINDS))
-    for axes, (field, kind) in zip(panels.flat, product(("agreement", "kernel_distance"), KINDS)):
+    fields = {"agreement": "oracle agreement", "kernel_distance": "kernel distance to real images"}
+    for axes, (field, kind) in zip(panels.flat, product(fields, KINDS)):
         axes.set_prop_cycle(color=colormaps["tab20"].colors[::2] + colormaps["tab20"].colors[1::2])
         for way in {result["way"]: None for result in results}:
             points = [result[kind] for result in results if result["way"] == way]
@@ -108,9 +109,9 @@ def plot(results: list[dict], path: Path) -> None:
                 linewidth=1,
                 label=way,
             )
-        axes.set(title=KINDS[kind], xscale="log", xlabel="network evaluations", ylabel=f"oracle {field}")
+        axes.set(title=KINDS[kind], xscale="log", xlabel="network evaluations", ylabel=fields[field])
         if field == "kernel_distance":
-            axes.set(ylabel="kernel distance to real images", ylim=(0, None))
+            axes.set_ylim(bottom=0)
         steps = sorted({result["num_steps"] for result in results})
         axes.set_xticks(steps, steps)
         axes.minorticks_off()

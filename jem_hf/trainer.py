@@ -361,10 +361,8 @@ def _all_labels(dataset, num_of_stream=2000):
 
 
 def _typical_difference(x):
-    """Mean absolute difference of a pixel between the middle one of images (B, C, H, W) and their median.
-
-    Of every fourth row of pixels: medians over a batch are slow."""
-    x = x[:, :, ::4]
+    """Mean absolute difference of a pixel between the middle one of images (B, C, H, W) and their median."""
+    x = x[:, :, ::4]  # a quarter of the pixels tells, and medians over a batch are slow
     return (x - x.median(dim=0).values).abs().flatten(1).mean(1).median()
 
 

@@ -228,7 +228,7 @@ def test_models():
         (("train", "quickstart", "--max_step", "3"), "did you mean 'max_steps'"),
         (("train", "quickstart", "max_steps"), "unexpected argument"),
         (("train", "quickstart", "--max_steps"), "needs a value"),
-        (("train", "quickstart", "--objective", "cd"), "unknown objective 'cd'"),
+        (("train", "quickstart", "--objective", "cd", "--name_or_path", "./nowhere"), "unknown objective 'cd'"),
         (("train", "quickstart", "--max_steps", "many"), "max_steps is of type int"),
         (("train", "quickstart", "--bf16", "3"), "bf16 is of type bool"),
         (("generate", "jem-avatars", "Eyeglases"), "did you mean 'Eyeglasses'"),

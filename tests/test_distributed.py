@@ -169,7 +169,7 @@ def test_sigterm_to_torchrun_saves_what_all_processes_have(launch):
 
 
 def test_the_whole_evaluation(tmp_path):
-    """Both train the classifier and draw, the first trains the judges, writes and prints."""
+    """Neither process waits for ever for the other; one writes and prints."""
     data = write_celeba(tmp_path / "data")
     config = JemConfig(
         attributes=["Bald", "Hat", "Male"], image_size=8, backbone_kwargs={"width": 4, "hidden_size": 8}

@@ -213,10 +213,14 @@ def test_learning_rate_drops_as_in_the_paper(config, tensors, tmp_path):
     assert rates == pytest.approx([1e-3] * 2 + [3e-4] * 4) or rates == pytest.approx([1e-3] * 3 + [3e-4] * 3)
 
 
-def test_frozen_gives_parameters_back(model):
+@pytest.mark.parametrize("training", [True, False])
+def test_frozen_gives_parameters_and_mode_back(model, training):
+    model.train(training)
     with frozen(model):
         assert not any(p.requires_grad for p in model.parameters())
+        assert not any(module.training for module in model.modules())
     assert all(p.requires_grad for p in model.parameters())
+    assert all(module.training == training for module in model.modules())
 
 
 @pytest.mark.parametrize(
