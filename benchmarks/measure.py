@@ -1,12 +1,11 @@
 """Times side by side, and the memory that a computation needs at its peak."""
 
-import ctypes
-import gc
 import statistics
 from collections.abc import Callable
-from pathlib import Path
+from itertools import accumulate
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from jem_hf.flops import synchronised_time
 
@@ -47,22 +46,14 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def peak_memory(function: Callable) -> float:
-    """MiB that a second call needs beyond what is held before; on a CPU (Linux only) best in a process of its own."""
+    """MiB of tensors that a second call holds at its peak, beyond those that were there before."""
     function()
-    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from now on
-    before = _resident("VmRSS")
-    function()
-    return (_resident("VmHWM") - before) / 2**10
-
-
-def _resident(field: str) -> int:
-    """kB, from Linux."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    changes = [event.nbytes() for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(changes), default=0) / 2**20

@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from itertools import product
@@ -67,14 +66,8 @@ def measure(workload: str, setting: Setting, seconds: float, rates: dict) -> dic
             own["matmul_share"] = counter.total / own["seconds"][0] / rate
     if workload in WITH_MEMORY and setting in (Setting(), PAPER):
         for name, own in result["contenders"].items():
-            own["peak_mib"] = _peak_memory_of(workload, setting, name)
+            own["peak_mib"] = peak_memory(contenders[name])
     return result
-
-
-def _peak_memory_of(workload: str, setting: Setting, contender: str) -> float:
-    command = [sys.executable, __file__, "--memory-of", json.dumps([workload, asdict(setting), contender])]
-    env = {name: value for name, value in os.environ.items() if name not in ALLOCATOR}
-    return float(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
 
 
 def machine() -> dict:
@@ -121,12 +114,7 @@ def main():
     parser.add_argument("--only", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--seconds", type=float, help="time for each measurement; default 20, with --quick 5")
     parser.add_argument("--quick", action="store_true", help="two chains instead of the grid")
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.memory_of:
-        workload, setting, contender = json.loads(args.memory_of)
-        print(peak_memory(WORKLOADS[workload](Setting(**setting))[contender]))
-        return
     if not ALLOCATOR.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ALLOCATOR)
     seconds = args.seconds or (5 if args.quick else 20)

@@ -39,7 +39,7 @@ def load_classifier(train, config: JemConfig, num_epochs: int = 6, cache_dir=Non
         progress: called after every training step with the steps done and the steps in all; never on a cache hit.
     """
     network = (config.backbone, sorted(config.backbone_kwargs.items()), config.head, config.num_values)
-    settings = ("classifier r1", network, num_epochs, BATCH_SIZE, sorted(TRAINING.items()))
+    settings = ("classifier r2", network, num_epochs, BATCH_SIZE, sorted(TRAINING.items()))
     path = cache_path("classifiers", settings, (train.images, train.labels), cache_dir)
     model = JemModel(config)
     if not all_agree(path.exists()):

@@ -50,7 +50,7 @@ class JemConfig(OnHub, PreTrainedConfig):
         sampler (`str`, defaults to `"flow"`):
             How images are drawn: `"flow"` (gradient flow from normal noise, for energies trained by the warm-up) or
             `"langevin"` (the paper's chain from uniform noise, for energies trained by contrastive divergence).
-        num_inference_steps (`int`, defaults to 24): Steps of the generating chain.
+        num_inference_steps (`int`, defaults to 16): Steps of the generating chain.
         flow_time (`float`, defaults to 1.6): Sum of the step sizes of the flow.
         step_size (`float`, defaults to 4.0): Step of the Langevin chain, in pixels of [-1, 1].
         noise_scale (`float`, defaults to 0.002): Noise of the Langevin chain, in pixels of [-1, 1].
@@ -77,7 +77,7 @@ class JemConfig(OnHub, PreTrainedConfig):
     num_channels: int = 3
     head: str = "product"
     sampler: str = "flow"
-    num_inference_steps: int = 24
+    num_inference_steps: int = 16
     flow_time: float | int = 1.6
     step_size: float | int = 4.0
     noise_scale: float | int = 0.002

@@ -36,7 +36,7 @@ class Drawing:
     request: str = ""
     seed: int = 0
     num_images: int = 4
-    num_inference_steps: int = 24
+    num_inference_steps: int = 16
     guidance_scale: float = 2.0
 
     def __post_init__(self):

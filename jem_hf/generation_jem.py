@@ -22,6 +22,7 @@ from .sampling_jem import (
 )
 
 EDIT_SCALE = 32.0  # of what an edit changes
+EDIT_STEPS = 1.5  # times the config's: at such a scale longer steps overshoot
 OF_GENERATE = (
     "log_density",
     "log_joint",
@@ -142,7 +143,9 @@ class SamplingMixin:
             labels (`torch.LongTensor` of shape (B, K)): What shall change, -1 for all that shall not.
             strength (`float`): Share of noise at the start, in (0, 1]; a mask makes it 1.
             mask (`torch.BoolTensor` of shape (B, 1, H, W)): True where pixels are drawn anew.
-            num_inference_steps (`int`): Steps from pure noise; less noise takes fewer.
+            num_inference_steps (`int`):
+                Steps from pure noise, by default one and a half times the config's, with a mask as many; less noise
+                takes fewer.
             guidance_scale (`float`): g, by default 32, with a mask that of the config.
             hold_scale (`float`): h, by default 2, with a mask 0; above 0 it needs the head "product".
             noise, generator, batch_size, callback: See [`generate`].
@@ -162,6 +165,8 @@ class SamplingMixin:
             hold_scale = HOLD_SCALE if mask is None else 0.0
         if guidance_scale is None:
             guidance_scale = EDIT_SCALE if mask is None else self.config.guidance_scale
+        if num_inference_steps is None and mask is None:
+            num_inference_steps = round(EDIT_STEPS * self.config.num_inference_steps)
         labels = self._checked(labels.to(self.device))
         label_distribution = partial(self.label_distribution, batch_size=batch_size)
         weights = torch.where(labels >= 0, guidance_scale, hold_scale)
@@ -251,7 +256,7 @@ class SamplingMixin:
 
     def _time_of_data(self) -> float:
         """The share of the chain after which a flow that kept its first pace would be at the data; 1 for Langevin."""
-        return min(1.0, 1 / self.config.flow_time) if self.config.sampler == "flow" else 1.0
+        return 1 / max(1.0, self.config.flow_time) if self.config.sampler == "flow" else 1.0
 
 
 def _known(field: str, value: str) -> str:

@@ -76,8 +76,8 @@ class Guard(TrainerCallback):
     | alarm | when | lowered |
     |---|---|---|
     | loss | NaN or infinite, as for all that follow | learning rate |
-    | gradient norm | above `guard_gradient` times its median over the last 100 steps, the loss being above twice its \
-own: gradients also grow where training begins to learn | learning rate |
+    | gradient norm | above `guard_gradient` times its median over the last 100 steps and above `max_grad_norm`, the \
+loss being above twice its own: gradients also grow where training begins to learn | learning rate |
     | saturated pixels | more than the share `guard_saturated` of the samples' pixels is black or white | chain step |
     | energy gap | E(samples) - E(data) beyond `guard_energy_gap` nats, either way | learning rate; chain step where \
 saturated pixels are halfway to their alarm |
@@ -139,7 +139,9 @@ saturated pixels are halfway to their alarm |
         loss, norm, largest = abs(values["loss"]), values["gradient_norm"], sys.float_info.max
         readings = [Reading("loss", loss, largest, largest)]
         is_known = len(self.gradient_norms) >= MIN_HISTORY
-        limit = min(args.guard_gradient * median(self.gradient_norms), largest) if is_known else largest
+        limit = largest
+        if is_known:
+            limit = min(max(args.guard_gradient * median(self.gradient_norms), args.max_grad_norm or 0.0), largest)
         has_risen = is_known and loss > 2 * median(self.losses)
         readings.append(Reading("gradient norm", norm, limit if has_risen else largest, limit / 10))
         self.gradient_norms.append(norm)

@@ -64,20 +64,22 @@ class PairwiseLabelPrior(nn.Module):
         Starts from uniform values and cools down to temperature 1 over the first four fifths of the sweeps: labels
         that exclude each other would lock the chain otherwise.
         """
-        free, given = labels < 0, self._one_hot(labels).bool()
+        free, given = labels < 0, self._one_hot(labels).bool().T.contiguous()
         free_columns = free.any(0).nonzero()[:, 0].tolist()
         if not free_columns:
             return labels
         start = [torch.randint(v, (len(labels),), generator=generator, device=labels.device) for v in self.num_values]
         one_hot = self._one_hot(torch.where(free, torch.stack(start, dim=1), labels)).float()
-        noise = torch.empty_like(one_hot)
-        columns = [each.split(self.num_values, dim=1) for each in (one_hot, noise, self.weight.float())]
-        blocks = [[each[k] for each in columns] for k in free_columns]
+        noise, one_hot = torch.empty_like(one_hot), one_hot.T.contiguous()  # rows lie together
+        scores, bias = torch.empty_like(one_hot), self.bias.float()[:, None]
+        rows = [each.split(self.num_values) for each in (one_hot, scores, self.weight.float())]
+        blocks = [[each[k] for each in rows] for k in free_columns]
         for sweep in range(num_sweeps):
             inverse_temperature = min(1.0, (sweep + 1) / (0.8 * num_sweeps))
-            noise.exponential_(generator=generator).log_().neg_()  # Gumbel's: the highest of scores with it is a draw
-            noise.div_(inverse_temperature).add_(self.bias).masked_fill_(given, torch.inf)
-            for own, own_noise, weight in blocks:
-                scores = torch.addmm(own_noise, one_hot, weight)
-                torch.eq(scores, scores.amax(1, keepdim=True), out=own)
-        return torch.stack([block.argmax(1) for block in columns[0]], dim=1)
+            noise.uniform_(generator=generator).log_().neg_()  # six times as fast as exponential_
+            torch.log(noise.T, out=scores)  # Gumbel's noise, negative: the highest of scores with it is a draw
+            scores.div_(-inverse_temperature).add_(bias).masked_fill_(given, torch.inf)
+            for own, own_scores, weight in blocks:
+                own_scores.addmm_(weight, one_hot)
+                torch.eq(own_scores, own_scores.amax(0), out=own)
+        return torch.stack([block.argmax(0) for block in rows[0]], dim=1)

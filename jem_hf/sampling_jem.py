@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .image_samplers_jem import IMAGE_SAMPLERS, ChainInfo
+from .image_samplers_jem import IMAGE_SAMPLERS, ChainInfo, Schedule, linear, scheduled
 from .label_distributions_jem import InteractingDistribution, ProductDistribution
 
 LabelDistribution = ProductDistribution | InteractingDistribution
@@ -19,7 +19,7 @@ class ChainSettings:
 
     Args:
         num_steps (`int`): Langevin steps.
-        step_size (`float`): Factor of the gradient.
+        step_size (`float`): Factor of the gradient; or a function of the progress from 0 (first step) to 1 (last).
         noise_scale (`float`): Standard deviation of the noise; `sqrt(2 * step_size)` samples the density itself.
         gibbs_every (`int`): Free labels are drawn anew before every so many steps; 0 marginalises them.
         guidance_scale (`float`): g in `log p~(x) + g log p(y|x)`.
@@ -27,16 +27,29 @@ class ChainSettings:
     """
 
     num_steps: int = 40
-    step_size: float = 4.0
+    step_size: float | Schedule = 4.0
     noise_scale: float = 0.002
     gibbs_every: int = 1
     guidance_scale: float = 1.0
     clamp: bool = True
 
+    @property
+    def step_sizes(self) -> list[float]:
+        """Of each step."""
+        last = max(self.num_steps - 1, 1)
+        return [scheduled(self.step_size, step / last) for step in range(self.num_steps)]
 
-def flow_settings(num_steps: int = 24, flow_time: float = 1.6, **kwargs) -> ChainSettings:
-    """Gradient flow without noise, for an energy trained by Equilibrium Matching (Wang and Du 2025, section 3)."""
-    return ChainSettings(num_steps=num_steps, step_size=flow_time / num_steps, noise_scale=0.0, clamp=False, **kwargs)
+
+def flow_settings(num_steps: int = 16, flow_time: float = 1.6, **kwargs) -> ChainSettings:
+    """
+    Gradient flow without noise, for an energy trained by Equilibrium Matching (Wang and Du 2025, section 3).
+
+    The steps rise from half to one and a half of their mean: 16 of them do what 24 equal ones do
+    (benchmarks/README.md, "Steps").
+    """
+    mean = flow_time / num_steps
+    step_size = linear(0.5 * mean, 1.5 * mean) if num_steps > 1 else mean
+    return ChainSettings(num_steps=num_steps, step_size=step_size, noise_scale=0.0, clamp=False, **kwargs)
 
 
 def initial_noise(sampler: str, shape: tuple[int, ...], device=None, generator=None) -> torch.Tensor:
@@ -121,14 +134,16 @@ def run_chain(
         settings: How the chain moves.
         generator: Source of all randomness.
         callback: Called with the images and [`ChainInfo`] before each step; True stops the chain.
-        project: Called with the images after each step and the share of the steps done; what it returns goes on.
+        project: Called with the images after each step and the share of the sum of the step sizes that is done; what
+            it returns goes on.
 
     Returns:
         The images and the labels at the end, detached. Labels stay -1 where they were marginalised.
     """
     x, condition = x.detach(), as_condition(condition)
     labels, drawn, contrast = condition.labels, None, None
-    for step in range(settings.num_steps):
+    step_sizes = settings.step_sizes
+    for step, step_size in enumerate(step_sizes):
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
             distribution = label_distribution(x)
@@ -152,13 +167,13 @@ def run_chain(
             )
             if callback(x, info):
                 break
-        x = torch.add(x, gradient, alpha=settings.step_size)
+        x = torch.add(x, gradient, alpha=step_size)
         if settings.noise_scale:
             x.add_(torch.empty_like(x).normal_(generator=generator), alpha=settings.noise_scale)
         if settings.clamp:
             x.clamp_(-1, 1)
         if project is not None:
-            x = project(x, (step + 1) / settings.num_steps)
+            x = project(x, sum(step_sizes[: step + 1]) / (sum(step_sizes) or 1))
     return x, condition.labels
 
 
@@ -219,5 +234,5 @@ def last_langevin_step(
     log_density = Condition(labels).guided(label_distribution(x), settings.guidance_scale)
     (gradient,) = torch.autograd.grad(log_density.sum(), x, create_graph=True)
     noise = torch.empty_like(x).normal_(generator=generator)
-    x = x + settings.step_size * gradient + settings.noise_scale * noise
+    x = x + settings.step_sizes[-1] * gradient + settings.noise_scale * noise
     return x.clamp(-1, 1) if settings.clamp else x

@@ -100,9 +100,14 @@ def test_quartiles(scripts):
     assert scripts.measure.quartiles([5.0, 1.0, 2.0, 4.0, 3.0]) == (3.0, 2.0, 4.0)
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of a process")
-def test_peak_memory_is_what_a_call_allocates(scripts):
-    assert 63 < scripts.measure.peak_memory(lambda: torch.ones(16 * 2**20)) < 72  # 64 MiB
+def test_peak_memory_is_what_a_call_holds_at_once(scripts):
+    def sums():
+        for _ in range(3):
+            torch.ones(2**20) + torch.ones(2**20)
+
+    assert scripts.measure.peak_memory(lambda: torch.ones(16 * 2**20)) == 64
+    assert scripts.measure.peak_memory(sums) == 12  # two and their sum
+    assert scripts.measure.peak_memory(lambda: None) == 0
 
 
 def test_table_and_figure(scripts, tiny, tmp_path):

@@ -141,6 +141,9 @@ def test_limits(config, tensors, tmp_path):
     assert found["gradient norm"] == Reading("gradient norm", 200.0, sys.float_info.max, 10.5)
     found = readings(trainer, loss=2.1, gradient_norm=200.0)
     assert found["gradient norm"] == Reading("gradient norm", 200.0, 110.0, 11.0)
+    for _ in range(100):  # a loss near zero: one hard batch is a hundred others, and no harm
+        readings(trainer, loss=1e-3, gradient_norm=1e-3)
+    assert readings(trainer, loss=0.1, gradient_norm=0.5)["gradient norm"].limit == trainer.args.max_grad_norm == 1.0
     found = readings(trainer, step=41, loss=1.0, gradient_norm=200.0)  # chains begin
     assert found["gradient norm"].limit == sys.float_info.max
     chains = dict(loss=1.0, gradient_norm=1.0, motion=1.0, difference=1.0)

@@ -112,6 +112,24 @@ def test_last_step_keeps_the_graph_of_the_parameters():
     torch.testing.assert_close(gradient, torch.tensor(0.3))
 
 
+def test_steps_of_the_flow_rise_and_add_up():
+    def slope(x):
+        return ProductDistribution(x.flatten(1).sum(1)[:, None, None].expand(-1, 1, 2))
+
+    frames, shares = [], []
+
+    def project(x, share):
+        shares.append(share)
+        return x
+
+    start, labels = torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, dtype=torch.long)
+    x, _ = run_chain(slope, start, labels, flow_settings(4), None, lambda x, info: frames.append(x), project)
+    steps = torch.cat([*frames[1:], x]).flatten() - torch.cat(frames).flatten()
+    torch.testing.assert_close(steps, 0.4 * torch.tensor([1 / 2, 5 / 6, 7 / 6, 3 / 2]))
+    assert shares == pytest.approx([1 / 8, 1 / 3, 5 / 8, 1])
+    torch.testing.assert_close(run_chain(slope, start, labels, flow_settings(1))[0].item(), 1.6)
+
+
 def test_callback_sees_every_step_and_can_stop():
     seen = []
 

@@ -48,12 +48,14 @@ def main():
     parser.add_argument("--strength", type=float, default=0.5)
     parser.add_argument("--guidance", type=float, help="weight of the edited attribute")
     parser.add_argument("--hold", type=float, help="weight of all others")
+    parser.add_argument("--steps", type=int, help="from pure noise")
     parser.add_argument("--photographs", action="store_true", help="show them too; CelebA may not be redistributed")
     parser.add_argument("--output", type=Path, default=Path("docs/figures/editing.png"))
     args = parser.parse_args()
 
     model, processor = JemModel.from_pretrained(args.model), JemImageProcessor.from_pretrained(args.model)
     settings = dict(strength=args.strength, guidance_scale=args.guidance, hold_scale=args.hold)
+    settings["num_inference_steps"] = args.steps
     splits = load_evaluation_splits(args.folder, processor, model.config)
     judged, _ = with_half_of_novel(splits["train"], splits["novel"])
     oracle = load_oracle(judged, model.config.num_values)
