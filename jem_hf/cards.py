@@ -123,6 +123,7 @@ def write_card(
     requests: list[str] = ("",),
     data: str = "",
     limits: str = "It draws what its training data shows, at its resolution, and no more.",
+    base_model: str | None = None,
     cost: str = "",
     evaluation: str = "",
     license: str | None = None,
@@ -145,6 +146,7 @@ def write_card(
         dataset: name or path for `jem-hf evaluate`, if known.
         requests: what the rows of `samples.png` show; the first is the example.
         data, limits, cost: text about them; `cost` follows the training command.
+        base_model: name, Hub id or path of the model that it was fine-tuned from.
         evaluation: the command that prints the numbers, if not `jem-hf evaluate`.
         license, license_name, license_link: as the Hub has them; the last two for a license "other".
         dataset_name: what `dataset` is called beside the numbers, where it is only a part of it.
@@ -154,12 +156,14 @@ def write_card(
     from . import __version__  # a clone that is not installed has no other
 
     folder, path = Path(folder), name
-    name, recipe, dataset = (each and _without_folders(each) for each in (name, recipe, dataset))
+    names = (name, recipe, dataset, base_model)
+    name, recipe, dataset, base_model = (each and _without_folders(each) for each in names)
     card_data = ModelCardData(
         model_name=name,
         license=license,
         license_name=license_name,
         license_link=license_link,
+        base_model=base_model if base_model and "/" in base_model else None,  # the Hub takes its own ids alone
         library_name="transformers",
         pipeline_tag="unconditional-image-generation",
         tags=[TASK, "image-classification", "energy-based-model", "jem"],
@@ -176,6 +180,8 @@ def write_card(
     )
     evaluation = evaluation or f"jem-hf evaluate {name} --dataset {dataset}"
     training = f"`jem-hf train {recipe}`. {cost}" if recipe else cost or "This card does not know."
+    if base_model:
+        training = f"Fine-tuned from `{base_model}`: {training}"
     body = BODY.format(
         name=name,
         num_attributes=len(config.attributes),

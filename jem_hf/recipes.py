@@ -318,7 +318,8 @@ def make_trainer(recipe: Recipe, splits: dict, values: dict, processor: JemImage
         eval_dataset=next((splits[name] for name in EVALUATION_SPLITS if name in splits), None),
         processing_class=processor,
     )
-    trainer.card = {"recipe": recipe.name, "dataset": recipe.dataset.get("name_or_path", "avatars")}
+    dataset = recipe.dataset.get("name_or_path", "avatars")
+    trainer.card = {"recipe": recipe.name, "dataset": dataset, "base_model": pretrained or None}
     return trainer
 
 

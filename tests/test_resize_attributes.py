@@ -362,6 +362,8 @@ def test_a_recipe_goes_on_from_a_trained_model(trained, data, tmp_path):
     moved = model.backbone.mlp[1].weight - old.backbone.mlp[1].weight
     assert 0 < moved.norm() < 0.1 * old.backbone.mlp[1].weight.norm()
     assert JemImageProcessor.from_pretrained(tmp_path / "run").crop_size.height == 8
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f"Fine-tuned from `{trained.name}`: `jem-hf train own-data`." in card and str(trained) not in card
 
 
 def test_the_teacher_of_a_recipe(trained, data, tmp_path):

@@ -138,8 +138,13 @@ def test_the_hand_written_part_of_a_card_survives(config, model, tmp_path):
     assert f"{BEGIN}\n{END}" in path.read_text()
     path.write_text(path.read_text().replace(BEGIN, f"{BEGIN}\n## By hand\n\nTwo lines."))
     report["prediction"]["accuracy"] = 0.75
-    write_card(tmp_path, config, report, name="mine", recipe="quickstart", dataset=str(tmp_path))
+    names = dict(name="mine", recipe="quickstart", dataset=str(tmp_path))
+    write_card(tmp_path, config, report, base_model="alice/faces", **names)
     card = ModelCard.load(path)
+    assert card.data.base_model == "alice/faces" and "Fine-tuned from `alice/faces`: `jem-hf" in card.text
+    write_card(tmp_path, config, report, base_model="jem-avatars", **names)
+    card = ModelCard.load(path)
+    assert card.data.base_model is None and "Fine-tuned from `jem-avatars`" in card.text
     assert "## By hand\n\nTwo lines.\n" in card.text
     assert card.data.eval_results[0].metric_value == 0.75
     assert card.data.dataset == tmp_path.name and str(tmp_path) not in path.read_text()
