@@ -46,7 +46,7 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def peak_memory(function: Callable) -> float:
-    """MiB of tensors that a second call holds at its peak, beyond those that were there before."""
+    """MiB of tensors that a second call makes and holds at once, at its peak."""
     function()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

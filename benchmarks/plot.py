@@ -15,6 +15,8 @@ def plot(results: list[dict], path: Path) -> None:
     What runs no network, such as the loading of data, is left out.
     """
     results = [result for result in results if "gflop" in result]
+    if not results:
+        return
     figure = Figure(figsize=(8, 1.2 + 0.24 * len(results)), layout="constrained")
     axes = figure.add_subplot()
     for row, result in enumerate(results):

@@ -1,8 +1,8 @@
 """
 What a step costs beside the bare loop, which cannot be left out, and beside torchebm where that is installed.
 
-    python benchmarks/run.py --output benchmarks/results       # everything; an hour on two cores
-    python benchmarks/run.py --quick                           # a few minutes
+    python benchmarks/run.py --output results                   # everything, 15 minutes on two cores
+    python benchmarks/run.py --quick                            # some minutes
     python benchmarks/run.py --only chain matching --seconds 60
 
 Writes results.json and results.png, and prints a table. On the GPU where there is one, in bfloat16 too.

@@ -1,7 +1,7 @@
 """
 How many network evaluations a good image needs: ways to descend, by oracle agreement and distance to real images.
 
-    python benchmarks/steps.py --output results                 # first an oracle is trained, once; then 20 minutes
+    python benchmarks/steps.py --output results                 # first an oracle is trained, once; then half an hour
     python benchmarks/steps.py jem-celeba --dataset FOLDER --ways plain "rising, momentum .5" --steps 12 24
 
 Writes steps.json and steps.png, and prints a table and the cheapest way whose agreement is within one standard error
@@ -28,7 +28,7 @@ from jem_hf.recipes import load_evaluation_splits
 
 NUM_STEPS = (6, 8, 12, 16, 24, 32)
 BATCH_SIZE = 64
-KINDS = {"full": "every attribute given", "seen": "pairs and triples"}
+KINDS = {"full": "every attribute given", "seen": "pairs and triples", "novel": "pairs and triples held out"}
 
 
 def momentum(share: float):
@@ -93,7 +93,7 @@ def cheapest(results: list[dict]) -> dict:
 
 def plot(results: list[dict], path: Path) -> None:
     """Agreement and distance over evaluations, a line for each way, a column for each kind of request."""
-    figure = Figure(figsize=(12, 8), layout="constrained")
+    figure = Figure(figsize=(5 * len(KINDS) + 2, 8), layout="constrained")
     panels = figure.subplots(2, len(KINDS))
     fields = {"agreement": "oracle agreement", "kernel_distance": "kernel distance to real images"}
     for axes, (field, kind) in zip(panels.flat, product(fields, KINDS)):
@@ -154,8 +154,8 @@ def main():
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "steps.json").write_text(json.dumps(results, indent=1))
     plot(results, args.output / "steps.png")
-    print("| way | steps | evaluations | all given: agreement, kernel distance | pairs and triples: the same |")
-    print("|---|---:|---:|---|---|")
+    print(f"Agreement and kernel distance\n\n| way | steps | evaluations | {' | '.join(KINDS.values())} |")
+    print("|---|---:|---:|" + "---|" * len(KINDS))
     for result in results:
         cells = [
             f"{each['agreement']:.4f} ± {each['standard_error']:.4f}, {each['kernel_distance']:.3f}"

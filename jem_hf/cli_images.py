@@ -84,8 +84,12 @@ def _draw(model: str, request: str, output: Path, as_json: bool, **arguments) ->
     from .plots import image_grid
 
     pipe = AttributeConditionalGenerationPipeline(load_model(model))
-    length = arguments["num_inference_steps"] or pipe.model.config.num_inference_steps
-    with typer.progressbar(length=length, file=typer.get_text_stream("stderr")) as bar:
+    steps = arguments["num_inference_steps"]
+    if "image" in arguments:
+        settings = pipe.model.edit_settings(arguments["strength"], arguments["mask"] is not None, steps)
+    else:
+        settings = pipe.model.chain_settings(steps)
+    with typer.progressbar(length=settings.num_steps, file=typer.get_text_stream("stderr")) as bar:
         drawn = pipe(request, callback=lambda x, *info: bar.update(1), **arguments)
     output.parent.mkdir(parents=True, exist_ok=True)
     image_grid([item["image"] for item in drawn], scale=max(1, 96 // pipe.model.config.image_size)).save(output)

@@ -22,7 +22,7 @@ from .sampling_jem import (
 )
 
 EDIT_SCALE = 32.0  # of what an edit changes
-EDIT_STEPS = 1.5  # times the config's: at such a scale longer steps overshoot
+EDIT_STEPS = 1.5  # times those of the config's flow: at such a scale longer ones overshoot
 OF_GENERATE = (
     "log_density",
     "log_joint",
@@ -144,8 +144,8 @@ class SamplingMixin:
             strength (`float`): Share of noise at the start, in (0, 1]; a mask makes it 1.
             mask (`torch.BoolTensor` of shape (B, 1, H, W)): True where pixels are drawn anew.
             num_inference_steps (`int`):
-                Steps from pure noise, by default one and a half times the config's, with a mask as many; less noise
-                takes fewer.
+                Steps from pure noise, by default the config's, without a mask one and a half times those of a flow;
+                less noise takes fewer.
             guidance_scale (`float`): g, by default 32, with a mask that of the config.
             hold_scale (`float`): h, by default 2, with a mask 0; above 0 it needs the head "product".
             noise, generator, batch_size, callback: See [`generate`].
@@ -165,8 +165,6 @@ class SamplingMixin:
             hold_scale = HOLD_SCALE if mask is None else 0.0
         if guidance_scale is None:
             guidance_scale = EDIT_SCALE if mask is None else self.config.guidance_scale
-        if num_inference_steps is None and mask is None:
-            num_inference_steps = round(EDIT_STEPS * self.config.num_inference_steps)
         labels = self._checked(labels.to(self.device))
         label_distribution = partial(self.label_distribution, batch_size=batch_size)
         weights = torch.where(labels >= 0, guidance_scale, hold_scale)
@@ -177,16 +175,14 @@ class SamplingMixin:
             condition = Condition(labels)
         if noise is None:
             noise = initial_noise(self.config.sampler, pixel_values.shape, self.device, generator)
-        settings = self.chain_settings(num_inference_steps, guidance_scale)
-        steps_done = round((1 - strength) * settings.num_steps * self._time_of_data())
-        left = replace(settings, num_steps=max(1, settings.num_steps - steps_done))
+        settings = self.edit_settings(strength, mask is not None, num_inference_steps, guidance_scale)
 
         def known(x, progress):
             return torch.where(mask, x, torch.lerp(noise, pixel_values, min(1.0, progress / self._time_of_data())))
 
         start = torch.lerp(noise, pixel_values, 1 - strength)
         project = None if mask is None else known
-        return run_chain(label_distribution, start, condition, left, generator, callback, project)
+        return run_chain(label_distribution, start, condition, settings, generator, callback, project)
 
     def mixture(self, first: torch.Tensor, second: torch.Tensor, shares: torch.Tensor) -> Condition:
         """
@@ -218,6 +214,16 @@ class SamplingMixin:
         if (sampler or config.sampler) == "flow":
             return flow_settings(flow_time=config.flow_time, **kwargs)
         return ChainSettings(step_size=config.step_size, noise_scale=config.noise_scale, **kwargs)
+
+    def edit_settings(
+        self, strength: float, masked: bool, num_steps: int | None = None, guidance_scale: float | None = None
+    ) -> ChainSettings:
+        """[`ChainSettings`] of [`edit`]: the end of the chain, from a share `strength` of noise on."""
+        if num_steps is None and not masked and self.config.sampler == "flow":
+            num_steps = round(EDIT_STEPS * self.config.num_inference_steps)
+        settings = self.chain_settings(num_steps, guidance_scale)
+        steps_done = round((1 - strength) * settings.num_steps * self._time_of_data())
+        return replace(settings, num_steps=max(1, settings.num_steps - steps_done))
 
     def condition(self, labels: torch.Tensor | Condition, complete: bool = False, generator=None) -> Condition:
         """Labels checked, and completed by the model of the labels if so wished: every alternative on its own."""

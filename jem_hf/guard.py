@@ -139,11 +139,10 @@ saturated pixels are halfway to their alarm |
         loss, norm, largest = abs(values["loss"]), values["gradient_norm"], sys.float_info.max
         readings = [Reading("loss", loss, largest, largest)]
         is_known = len(self.gradient_norms) >= MIN_HISTORY
-        limit = largest
-        if is_known:
-            limit = min(max(args.guard_gradient * median(self.gradient_norms), args.max_grad_norm or 0.0), largest)
+        high = min(args.guard_gradient * median(self.gradient_norms), largest) if is_known else largest
         has_risen = is_known and loss > 2 * median(self.losses)
-        readings.append(Reading("gradient norm", norm, limit if has_risen else largest, limit / 10))
+        limit = max(high, args.max_grad_norm or 0.0) if has_risen else largest
+        readings.append(Reading("gradient norm", norm, limit, high / 10))
         self.gradient_norms.append(norm)
         self.losses.append(loss)
         if "energy_gap" not in values:

@@ -69,15 +69,13 @@ class PairwiseLabelPrior(nn.Module):
         if not free_columns:
             return labels
         start = [torch.randint(v, (len(labels),), generator=generator, device=labels.device) for v in self.num_values]
-        one_hot = self._one_hot(torch.where(free, torch.stack(start, dim=1), labels)).float()
-        noise, one_hot = torch.empty_like(one_hot), one_hot.T.contiguous()  # rows lie together
+        one_hot = self._one_hot(torch.where(free, torch.stack(start, dim=1), labels)).float().T.contiguous()
         scores, bias = torch.empty_like(one_hot), self.bias.float()[:, None]
         rows = [each.split(self.num_values) for each in (one_hot, scores, self.weight.float())]
         blocks = [[each[k] for each in rows] for k in free_columns]
         for sweep in range(num_sweeps):
             inverse_temperature = min(1.0, (sweep + 1) / (0.8 * num_sweeps))
-            noise.uniform_(generator=generator).log_().neg_()  # six times as fast as exponential_
-            torch.log(noise.T, out=scores)  # Gumbel's noise, negative: the highest of scores with it is a draw
+            scores.uniform_(generator=generator).log_().neg_().log_()  # -Gumbel's noise: the highest sum is a draw
             scores.div_(-inverse_temperature).add_(bias).masked_fill_(given, torch.inf)
             for own, own_scores, weight in blocks:
                 own_scores.addmm_(weight, one_hot)

@@ -48,7 +48,8 @@ class AttributeConditionalGenerationPipeline(Pipeline):
             num_candidates (`int`, defaults to 1):
                 Images drawn for each one that is returned: those of the lowest energy given the image,
                 `E(x, y) - E(x) = -log p(y|x)`, lowest first.
-            num_inference_steps, guidance_scale, free_attributes: See [`JemConfig`], which holds the defaults.
+            num_inference_steps, guidance_scale, free_attributes:
+                See [`JemConfig`], which holds the defaults; of edits [`JemModel.edit`].
             sampler, sampler_kwargs: See [`JemModel.generate`].
             to: Another request: the images go from the one to the other by equal steps, from the same noise.
             image (`PIL.Image`, path or URL): Edited as each request says, what it does not name being held.

@@ -35,20 +35,19 @@ class ChainSettings:
 
     @property
     def step_sizes(self) -> list[float]:
-        """Of each step."""
-        last = max(self.num_steps - 1, 1)
-        return [scheduled(self.step_size, step / last) for step in range(self.num_steps)]
+        """Of each step; a single one is that of half the progress."""
+        last = self.num_steps - 1
+        return [scheduled(self.step_size, step / last if last else 0.5) for step in range(self.num_steps)]
 
 
 def flow_settings(num_steps: int = 16, flow_time: float = 1.6, **kwargs) -> ChainSettings:
     """
     Gradient flow without noise, for an energy trained by Equilibrium Matching (Wang and Du 2025, section 3).
 
-    The steps rise from half to one and a half of their mean: 16 of them do what 24 equal ones do
-    (benchmarks/README.md, "Steps").
+    The steps rise from half to one and a half of their mean: fewer are needed than of equal ones.
     """
     mean = flow_time / num_steps
-    step_size = linear(0.5 * mean, 1.5 * mean) if num_steps > 1 else mean
+    step_size = linear(0.5 * mean, 1.5 * mean)
     return ChainSettings(num_steps=num_steps, step_size=step_size, noise_scale=0.0, clamp=False, **kwargs)
 
 
@@ -134,8 +133,8 @@ def run_chain(
         settings: How the chain moves.
         generator: Source of all randomness.
         callback: Called with the images and [`ChainInfo`] before each step; True stops the chain.
-        project: Called with the images after each step and the share of the sum of the step sizes that is done; what
-            it returns goes on.
+        project: Called with the images after each step and the share of the way that is done, of the sum of the step
+            sizes; what it returns goes on.
 
     Returns:
         The images and the labels at the end, detached. Labels stay -1 where they were marginalised.
@@ -143,6 +142,7 @@ def run_chain(
     x, condition = x.detach(), as_condition(condition)
     labels, drawn, contrast = condition.labels, None, None
     step_sizes = settings.step_sizes
+    way = sum(step_sizes)
     for step, step_size in enumerate(step_sizes):
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
@@ -173,7 +173,7 @@ def run_chain(
         if settings.clamp:
             x.clamp_(-1, 1)
         if project is not None:
-            x = project(x, sum(step_sizes[: step + 1]) / (sum(step_sizes) or 1))
+            x = project(x, sum(step_sizes[: step + 1]) / way if way else 1.0)
     return x, condition.labels
 
 

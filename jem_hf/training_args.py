@@ -70,7 +70,7 @@ class JemTrainingArguments(TrainingArguments):
     guard_factor: float = _arg(0.5, "by which learning_rate or chain_step_size is multiplied at an alarm")
     guard_energy_gap: float = _arg(100.0, "alarm: energy of samples less that of data, either way, in nats")
     guard_gradient: float = _arg(
-        100.0, "alarm: gradient norm over its median of the last 100 steps, where it is clipped and the loss rises"
+        100.0, "alarm: gradient norm over its median of the last 100 steps, if over max_grad_norm as the loss rises"
     )
     guard_saturated: float = _arg(0.95, "alarm: share of the samples' pixels that are black or white")
     guard_motion: float = _arg(1e-4, "alarm: mean way of a sample's pixel, and difference of samples, in [-1, 1]")

@@ -101,11 +101,13 @@ def test_quartiles(scripts):
 
 
 def test_peak_memory_is_what_a_call_holds_at_once(scripts):
+    device = scripts.workloads.DEVICE
+
     def sums():
         for _ in range(3):
-            torch.ones(2**20) + torch.ones(2**20)
+            torch.ones(2**20, device=device) + torch.ones(2**20, device=device)
 
-    assert scripts.measure.peak_memory(lambda: torch.ones(16 * 2**20)) == 64
+    assert scripts.measure.peak_memory(lambda: torch.ones(16 * 2**20, device=device)) == 64
     assert scripts.measure.peak_memory(sums) == 12  # two and their sum
     assert scripts.measure.peak_memory(lambda: None) == 0
 

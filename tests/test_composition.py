@@ -149,12 +149,13 @@ def test_what_compositions_cannot_do(pipe, request_, arguments, message):
         pipe(request_, **arguments)
 
 
-def test_an_edit_follows_its_energy(model, x):
-    """With one step and no noise left it is one step of the gradient of
+@pytest.mark.parametrize(("num_steps", "way"), [(1, 1.6), (2, 0.8)])
+def test_an_edit_follows_its_energy(model, x, num_steps, way):
+    """With one step left and no noise it is one step of the gradient of
     log p(x) + 32 log p(asked|x) + 2 log p(others as they are|x)."""
     labels = torch.tensor([[1, -1, -1]]).expand(3, -1)
     strength = 1e-6
-    edited, aimed = model.edit(x, labels, strength=strength, num_inference_steps=1)
+    edited, aimed = model.edit(x, labels, strength=strength, num_inference_steps=num_steps)
     seen = model.predict_proba(x).argmax(-1)
     assert torch.equal(aimed[:, 1:], seen[:, 1:]) and (aimed[:, 0] == 1).all()
     y = x.clone().requires_grad_(True)
@@ -162,7 +163,40 @@ def test_an_edit_follows_its_energy(model, x):
     log_p = distribution.logits.log_softmax(-1).gather(-1, aimed[..., None])[..., 0]
     objective = distribution.log_marginal() + 32 * log_p[:, 0] + 2 * log_p[:, 1:].sum(1)
     (gradient,) = torch.autograd.grad(objective.sum(), y)
-    torch.testing.assert_close(edited, x + 1.6 * gradient, atol=1e-4, rtol=0)
+    torch.testing.assert_close(edited, x + way * gradient, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "strength", "masked", "num_steps", "expected"),
+    [
+        ("flow", 1.0, False, None, 6),  # one and a half times the config's 4
+        ("flow", 0.5, False, None, 4),  # data is at 1 / 1.6 of the way: half of that is two of the steps
+        ("flow", 0.5, False, 8, 6),
+        ("flow", 1.0, True, None, 4),
+        ("langevin", 1.0, False, None, 4),
+        ("langevin", 0.5, False, None, 2),
+    ],
+)
+def test_steps_of_an_edit(model, x, sampler, strength, masked, num_steps, expected):
+    model.config.sampler = sampler
+    labels, done = torch.tensor([[1, -1, -1]]).expand(3, -1), []
+    model.edit(
+        x,
+        labels,
+        strength=strength,
+        mask=torch.ones(3, 1, 8, 8, dtype=torch.bool) if masked else None,
+        num_inference_steps=num_steps,
+        callback=lambda x, info: done.append(info.step),
+    )
+    assert len(done) == expected
+
+
+@pytest.mark.parametrize("field", ["flow_time", "step_size"])
+def test_in_painting_without_a_way_keeps_what_is_known(model, x, field):
+    model.config.sampler = "flow" if field == "flow_time" else "langevin"
+    setattr(model.config, field, 0.0)
+    mask = torch.zeros(3, 1, 8, 8, dtype=torch.bool)
+    torch.testing.assert_close(model.edit(x, torch.full((3, 3), -1), mask=mask)[0], x)
 
 
 def test_in_painting_keeps_what_is_known(model, x):

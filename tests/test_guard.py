@@ -144,6 +144,8 @@ def test_limits(config, tensors, tmp_path):
     for _ in range(100):  # a loss near zero: one hard batch is a hundred others, and no harm
         readings(trainer, loss=1e-3, gradient_norm=1e-3)
     assert readings(trainer, loss=0.1, gradient_norm=0.5)["gradient norm"].limit == trainer.args.max_grad_norm == 1.0
+    trainer.args.max_grad_norm = None  # nothing is clipped
+    assert readings(trainer, loss=0.1, gradient_norm=0.5)["gradient norm"].limit == pytest.approx(0.01)
     found = readings(trainer, step=41, loss=1.0, gradient_norm=200.0)  # chains begin
     assert found["gradient norm"].limit == sys.float_info.max
     chains = dict(loss=1.0, gradient_norm=1.0, motion=1.0, difference=1.0)

@@ -26,9 +26,8 @@ from jem_hf.recipes import load_recipe, load_splits, make_trainer
 QUIET = {"eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "sample_grid": 0}
 NUM_TIMED = 12
 STEP = 1.6 / 24
-FLOW = ("gradient_flow", 24, {"step_size": STEP})
 SAMPLERS = {  # name, steps, own arguments
-    "flow, 24 equal steps": FLOW,
+    "flow, 24 equal steps": ("gradient_flow", 24, {"step_size": STEP}),
     "flow, 12 equal steps": ("gradient_flow", 12, {"step_size": 2 * STEP}),
     "flow with momentum .5, 12 steps": ("gradient_flow", 12, {"step_size": STEP, "momentum": 0.5}),
     "Langevin, noise .01, 24 steps": ("langevin", 24, {"step_size": STEP, "noise_scale": 0.01}),
@@ -64,7 +63,7 @@ def train(head: str, splits: dict, folder: Path, minutes: float) -> float:
     return trainer.state.global_step
 
 
-def judge(model, oracle, requests: dict, sampler: str, num_steps: int, sampler_kwargs: dict) -> dict:
+def judge(model, oracle, requests: dict, sampler="flow", num_steps=24, sampler_kwargs=None) -> dict:
     """What the oracle finds in an image for each request, and the seconds that one takes."""
     result, times = {}, []
     for kind, rows in requests.items():
@@ -119,8 +118,7 @@ def main():
             part = test.subset(torch.arange(500))
             logits, _ = predict(model, part.images)
             metrics = prediction_metrics(logits.softmax(-1).numpy(), part.labels.numpy(), part.attributes)
-            result = judge(model, oracle, requests_of(model), *FLOW)
-            result |= {name: metrics[name] for name in ("accuracy", "ece")}
+            result = judge(model, oracle, requests_of(model)) | {name: metrics[name] for name in ("accuracy", "ece")}
             (folder / "result.json").write_text(json.dumps({"steps": steps, **result}))
         result = json.loads((folder / "result.json").read_text())
         print(row(head, result, f"{result['steps']}", f"{result['accuracy']:.4f}", f"{result['ece']:.4f}"), flush=True)

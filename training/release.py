@@ -27,6 +27,7 @@ def main():
     recipe = load_recipe(args.recipe)
     model = JemModel.from_pretrained(args.run)
     processor = JemImageProcessor.from_pretrained(args.run)
+    recipe.card.setdefault("base_model", recipe.model.get("from_pretrained"))
     folder = args.output / recipe.card["name"]
     model.save_pretrained(folder, code=False)
     processor.save_pretrained(folder, code=False)
