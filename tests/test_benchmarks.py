@@ -133,7 +133,7 @@ def test_grid_covers_batches_pixels_and_widths(scripts):
 def test_cheapest_is_within_an_error_of_the_best(scripts):
     def result(way, evaluations, agreement):
         point = {"evaluations": evaluations, "agreement": agreement, "standard_error": 0.01}
-        return {"way": way, "full": point, "seen": point}
+        return {"way": way, **dict.fromkeys(scripts.steps.KINDS, point)}
 
     results = [result("bad", 4, 0.90), result("good", 8, 0.942), result("same", 12, 0.945), result("best", 24, 0.95)]
     assert scripts.steps.cheapest(results)["way"] == "good"
