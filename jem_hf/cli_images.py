@@ -50,7 +50,7 @@ def edit(
     image: Annotated[Path, typer.Argument(help="Image file.")],
     request: Annotated[str, typer.Argument(help='What shall change, such as "Smiling & ~Hat"; all else is held.')],
     num_images: Annotated[int, typer.Option(min=1, help="Number of variants.")] = 1,
-    strength: Annotated[float | None, typer.Option(help="Share of noise to start from; 0.5 if not given.")] = None,
+    strength: Annotated[float, typer.Option(help="Share of noise to start from; a mask makes it 1.")] = 0.5,
     mask: Annotated[Path | None, typer.Option(help="Image, white where pixels are drawn anew.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Weight of what shall change.")] = None,
     hold: Annotated[float | None, typer.Option(help="Weight of what shall not.")] = None,
@@ -86,7 +86,8 @@ def _draw(model: str, request: str, output: Path, as_json: bool, **arguments) ->
     pipe = AttributeConditionalGenerationPipeline(load_model(model))
     steps = arguments["num_inference_steps"]
     if "image" in arguments:
-        settings = pipe.model.edit_settings(arguments["strength"], arguments["mask"] is not None, steps)
+        masked = arguments["mask"] is not None
+        settings = pipe.model.edit_settings(1.0 if masked else arguments["strength"], masked, steps)
     else:
         settings = pipe.model.chain_settings(steps)
     with typer.progressbar(length=settings.num_steps, file=typer.get_text_stream("stderr")) as bar:
