@@ -1,7 +1,7 @@
 """
 What a step costs beside the bare loop, which cannot be left out, and beside torchebm where that is installed.
 
-    python benchmarks/run.py --output results                   # everything, 15 minutes on two cores
+    python benchmarks/run.py --output results                   # everything, half an hour on two cores
     python benchmarks/run.py --quick                            # some minutes
     python benchmarks/run.py --only chain matching --seconds 60
 
@@ -27,22 +27,30 @@ from jem_hf.flops import FlopCounter, matmul_rate
 from jem_hf.precision import has_native_bfloat16
 
 GRID = list(product((1, 4, 16, 64, 256), (32, 64), (16, 32, 64)))  # batch, pixels, width
+OTHERS = [{"batch_size": 1}, {"batch_size": 256}, {"image_size": 64}, {"width": 16}, {"width": 64}]
 PAPER = Setting(batch_size=100, image_size=64, width=64, num_steps=40)
 WITH_MEMORY = ("chain", "contrastive_divergence", "matching", "pipeline")
-ONCE = ("evaluation", "loading", "buffer")
+DATA = ("loading", "buffer")
 # glibc keeps what is freed: else each contender pays at random for memory that goes and comes
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 
 
 def settings_of(workload: str, quick: bool) -> list[Setting]:
-    """At 64 images of 32 pixels and width 32; chains on the whole grid; on a GPU also as in the paper."""
+    """
+    64 images of 32 pixels and width 32, and one of these changed at a time; chains on the whole grid; on a GPU also as
+    in the paper.
+    """
     settings = [Setting()]
+    if workload in DATA:
+        return settings
     if workload == "chain":
         grid = [(64, 32, 32), (1, 32, 32)] if quick else GRID
         settings = [Setting(*each, num_steps=_chain_steps(*each)) for each in grid]
-    if DEVICE.type == "cuda" and workload not in ONCE:
+    elif not quick:
+        settings += [replace(Setting(), **other) for other in OTHERS]
+    if DEVICE.type == "cuda" and workload != "evaluation":
         settings.append(PAPER)
-    if has_native_bfloat16(DEVICE) and workload not in ("pipeline", *ONCE):
+    if has_native_bfloat16(DEVICE) and workload not in ("pipeline", "evaluation"):
         settings += [replace(each, bfloat16=True) for each in settings if each in (Setting(), PAPER)]
     return settings
 

@@ -123,8 +123,11 @@ def test_table_and_figure(scripts, tiny, tmp_path):
     assert (tmp_path / "results.png").stat().st_size > 1000
 
 
-def test_grid_covers_batches_pixels_and_widths(scripts):
-    settings = scripts.run.settings_of("chain", quick=False)
+@pytest.mark.parametrize(
+    "workload", ["chain", "contrastive_divergence", "matching", "warm_up", "pipeline", "evaluation"]
+)
+def test_settings_cover_batches_pixels_and_widths(scripts, workload):
+    settings = scripts.run.settings_of(workload, quick=False)
     for name, values in (("batch_size", {1, 256}), ("image_size", {32, 64}), ("width", {16, 32, 64})):
         assert {getattr(each, name) for each in settings} >= values
     assert all(1 <= each.num_steps <= 40 for each in settings)
