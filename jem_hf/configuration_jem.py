@@ -172,7 +172,8 @@ class JemConfig(OnHub, PreTrainedConfig):
     @property
     def num_values(self) -> list[int]:
         """V_k, the number of values of each of the K attributes."""
-        return [len(self.values(name)) for name in self.attributes]
+        named = self.attribute_values  # looked up once: it is slow
+        return [len(named.get(name, BINARY)) for name in self.attributes]
 
     @property
     def label_names(self) -> list[str]:

@@ -220,10 +220,11 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
 
     def log_odds(self, logits: torch.Tensor) -> torch.Tensor:
         """(B, L), one for each of `config.id2label`, from logits (B, K, V) whose softmax is the prediction."""
-        columns = []
-        for k, name in enumerate(self.config.attributes):
-            values = logits[:, k, : self.config.num_values[k]]
-            if name not in self.config.attribute_values:
+        columns, config = [], self.config
+        named = config.attribute_values  # looked up once: it is slow
+        for k, (name, size) in enumerate(zip(config.attributes, config.num_values)):
+            values = logits[:, k, :size]
+            if name not in named:
                 columns.append(values[:, 1] - values[:, 0])
                 continue
             for v in range(values.shape[1]):
