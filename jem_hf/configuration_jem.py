@@ -172,18 +172,21 @@ class JemConfig(OnHub, PreTrainedConfig):
     @property
     def num_values(self) -> list[int]:
         """V_k, the number of values of each of the K attributes."""
-        named = self.attribute_values  # looked up once: it is slow
-        return [len(named.get(name, BINARY)) for name in self.attributes]
+        return [len(values or BINARY) for values in self.named_values.values()]
+
+    @property
+    def named_values(self) -> dict[str, list[str] | None]:
+        """The values of each attribute, None where it is binary; fields are slow to read, so ask once for all."""
+        named = self.attribute_values
+        return {name: named.get(name) for name in self.attributes}
 
     @property
     def label_names(self) -> list[str]:
         """One name for each log-odds: the attribute where it is binary, else `attribute=value` for each value."""
         return [
             label
-            for name in self.attributes
-            for label in (
-                [f"{name}={value}" for value in self.values(name)] if name in self.attribute_values else [name]
-            )
+            for name, values in self.named_values.items()
+            for label in ([name] if values is None else [f"{name}={value}" for value in values])
         ]
 
 

@@ -5,7 +5,8 @@ Each is one function of one shape, `sampler(log_density, x, *, num_steps, step_s
 `IMAGE_SAMPLERS` has them by name. They share one loop, `run_kernel`: a sampler is the kernel that it hands over.
 
 `log_density` maps x (B, ...) to unnormalised log densities (B,), one chain a row; `p^(1/temperature)` is sampled. A
-step size or a temperature is a number or a schedule, a function of the progress from 0 (first step) to 1 (last).
+step size or a temperature is a number or a schedule, a function of the progress from 0 (first step) to 1 (last; a
+single one is at .5).
 """
 
 import math
@@ -34,6 +35,11 @@ def cosine(start: float, end: float) -> Schedule:
 
 
 SCHEDULES = {"linear": linear, "geometric": geometric, "cosine": cosine}
+
+
+def progress_of(step: int, num_steps: int) -> float:
+    """From 0 in the first step to 1 in the last; half of a single one."""
+    return step / (num_steps - 1) if num_steps > 1 else 0.5
 
 
 def scheduled(value: float | Schedule, progress: float) -> float:
@@ -115,7 +121,7 @@ def run_kernel(
             break
         if tolerance and infos[-1].grad_norm.max() < tolerance * state.gradient[0].numel() ** 0.5:
             break
-        progress = step / max(num_steps - 1, 1)
+        progress = progress_of(step, num_steps)
         state, acceptance = kernel(state, *(scheduled(value, progress) for value in schedules))
         infos[-1] = infos[-1]._replace(acceptance=acceptance)
         num_moves += 1

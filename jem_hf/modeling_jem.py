@@ -220,13 +220,12 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
 
     def log_odds(self, logits: torch.Tensor) -> torch.Tensor:
         """(B, L), one for each of `config.id2label`, from logits (B, K, V) whose softmax is the prediction."""
-        columns, config = [], self.config
-        named = config.attribute_values  # looked up once: it is slow
-        for k, (name, size) in enumerate(zip(config.attributes, config.num_values)):
-            values = logits[:, k, :size]
-            if name not in named:
-                columns.append(values[:, 1] - values[:, 0])
+        columns = []
+        for k, names in enumerate(self.config.named_values.values()):
+            if names is None:
+                columns.append(logits[:, k, 1] - logits[:, k, 0])
                 continue
+            values = logits[:, k, : len(names)]
             for v in range(values.shape[1]):
                 others = torch.cat([values[:, :v], values[:, v + 1 :]], dim=1)
                 columns.append(values[:, v] - others.logsumexp(1))

@@ -233,13 +233,12 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         return self.model.edit(arguments["image"].expand_as(noise), condition.labels, **call)
 
     def postprocess(self, outputs, return_tensors=False):
-        config, fields = self.model.config, ("pixel_values", "energy", "labels", "probabilities")
-        values = {name: config.attribute_values.get(name) for name in config.attributes}  # looked up once: it is slow
+        fields, values = ("pixel_values", "energy", "labels", "probabilities"), self.model.config.named_values
         requests = zip(*(outputs[name] for name in fields))
         return [self._describe(*request, values, return_tensors) for request in requests]
 
     def _describe(self, x, energy, labels, probabilities, values, return_tensors):
-        """The dicts of one request's images; `values` are the names of each attribute's, None if it is binary."""
+        """The dicts of one request's images; `values` are the config's `named_values`."""
         images = x if return_tensors else JemImageProcessor.to_pil(x)
         return [
             {

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .image_samplers_jem import IMAGE_SAMPLERS, ChainInfo, Schedule, linear, scheduled
+from .image_samplers_jem import IMAGE_SAMPLERS, ChainInfo, Schedule, linear, progress_of, scheduled
 from .label_distributions_jem import InteractingDistribution, ProductDistribution
 
 LabelDistribution = ProductDistribution | InteractingDistribution
@@ -19,7 +19,7 @@ class ChainSettings:
 
     Args:
         num_steps (`int`): Langevin steps.
-        step_size (`float`): Factor of the gradient; or a function of the progress from 0 (first step) to 1 (last).
+        step_size (`float`): Factor of the gradient; or a schedule, see [`linear`].
         noise_scale (`float`): Standard deviation of the noise; `sqrt(2 * step_size)` samples the density itself.
         gibbs_every (`int`): Free labels are drawn anew before every so many steps; 0 marginalises them.
         guidance_scale (`float`): g in `log p~(x) + g log p(y|x)`.
@@ -35,9 +35,8 @@ class ChainSettings:
 
     @property
     def step_sizes(self) -> list[float]:
-        """Of each step; a single one is that of half the progress."""
-        last = self.num_steps - 1
-        return [scheduled(self.step_size, step / last if last else 0.5) for step in range(self.num_steps)]
+        """Of each step."""
+        return [scheduled(self.step_size, progress_of(step, self.num_steps)) for step in range(self.num_steps)]
 
 
 def flow_settings(num_steps: int = 16, flow_time: float = 1.6, **kwargs) -> ChainSettings:

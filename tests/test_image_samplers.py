@@ -7,7 +7,7 @@ import torch
 from scipy.stats import chi2, kstest, norm, truncnorm
 from targets import FALSE_ALARM
 
-from jem_hf.image_samplers_jem import adapt_step_size, gradient_flow, hmc, langevin, mala, unadjusted_langevin
+from jem_hf.image_samplers_jem import adapt_step_size, gradient_flow, hmc, langevin, linear, mala, unadjusted_langevin
 
 
 def log_gaussian(x):
@@ -202,3 +202,9 @@ def test_adaptation_reaches_its_target(sampler, settings, target, first):
     assert isinstance(step_size, float) and x.shape == start.shape
     _, info = sampler(log_density, x, step_size=step_size, num_steps=100, generator=seeded(2), **settings)
     assert abs(info.acceptance.mean() - target) < 0.02
+
+
+@pytest.mark.parametrize(("num_steps", "end"), [(1, 1), (2, 2), (3, 3)])
+def test_a_schedule_goes_as_far_as_its_mean(num_steps, end):
+    x, _ = gradient_flow(lambda x: x.sum(1), torch.zeros(1, 1), num_steps=num_steps, step_size=linear(0, 2))
+    assert x.item() == end
