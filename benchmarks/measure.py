@@ -7,7 +7,7 @@ from itertools import accumulate
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from jem_hf.flops import synchronised_time
+from jem_hf.training.flops import synchronised_time
 
 
 def interleaved(contenders: dict[str, Callable], seconds: float, min_rounds: int = 3) -> dict[str, dict]:

@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from jem_hf import JemImageProcessor, JemModel
-from jem_hf.distances import kernel_distance
-from jem_hf.evaluation_requests import held_out_combinations, requests_by_kind
-from jem_hf.feature_network import load_feature_network
-from jem_hf.image_samplers_jem import cosine, linear
-from jem_hf.oracle import load_oracle
-from jem_hf.recipes import load_evaluation_splits
+from jem_hf.evaluation.feature_network import load_feature_network
+from jem_hf.evaluation.oracle import load_oracle
+from jem_hf.evaluation.requests import held_out_combinations, requests_by_kind
+from jem_hf.metrics.distances import kernel_distance
+from jem_hf.models.image_samplers_jem import cosine, linear
+from jem_hf.training.recipes import load_evaluation_splits
 
 NUM_STEPS = (6, 8, 12, 16, 24, 32)
 BATCH_SIZE = 64

@@ -17,12 +17,12 @@ from jem_hf import (
     JemTrainer,
     JemTrainingArguments,
 )
-from jem_hf.evaluation_prediction import predict
-from jem_hf.image_processing_jem import to_pixels
-from jem_hf.losses import equilibrium_matching
-from jem_hf.negative_samples import frozen
-from jem_hf.replay_buffer import ReplayBuffer, noise_images
-from jem_hf.sampling_jem import ChainSettings, run_chain
+from jem_hf.evaluation.prediction import predict
+from jem_hf.models.image_processing_jem import to_pixels
+from jem_hf.models.sampling_jem import ChainSettings, run_chain
+from jem_hf.training.buffer import ReplayBuffer, noise_images
+from jem_hf.training.losses import equilibrium_matching
+from jem_hf.training.negatives import frozen
 
 try:
     import torchebm_contenders

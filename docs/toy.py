@@ -28,10 +28,10 @@ from toy_joint import (
     product_floor,
 )
 
-from jem_hf.heads_jem import HEADS, cross_entropy
-from jem_hf.losses import contrastive_divergence, equilibrium_matching
-from jem_hf.metrics import prediction_metrics
-from jem_hf.sampling_jem import ChainSettings, flow_settings, run_chain, run_sampler
+from jem_hf.metrics.prediction import prediction_metrics
+from jem_hf.models.heads_jem import HEADS, cross_entropy
+from jem_hf.models.sampling_jem import ChainSettings, flow_settings, run_chain, run_sampler
+from jem_hf.training.losses import contrastive_divergence, equilibrium_matching
 
 MODELS = {name: (name, 2) for name in HEADS} | {"product, mixed": ("product", 1)}  # head and parts of the backbone
 BATCH_SIZE = 256

@@ -1,36 +1,46 @@
 """Joint energy-based models for images with many attributes, on Hugging Face."""
 
-from importlib import import_module
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers.pipelines import PIPELINE_REGISTRY
 
-from . import registration
+from .data.loading import load_attribute_dataset
+from .data.tensors import AttributeStream, AttributeTensors, encode_dataset
+from .hub.zoo import CARDS, DEFAULT_MODEL, list_models, model_info
+from .models.configuration_jem import JemConfig
+from .models.image_processing_jem import JemImageProcessor
+from .models.modeling_jem import JemModel, JemOutput
+from .models.pipeline_jem import AttributeConditionalGenerationPipeline
+from .training.arguments import JemTrainingArguments
+from .training.trainer import JemTrainer
+from .version import __version__
 
-__version__ = "0.1.0"
+AutoConfig.register("jem", JemConfig)
+AutoModel.register(JemConfig, JemModel)
+AutoModelForImageClassification.register(JemConfig, JemModel)
+AutoImageProcessor.register(JemConfig, fast_image_processor_class=JemImageProcessor)
+PIPELINE_REGISTRY.register_pipeline(
+    "attribute-conditional-generation",
+    pipeline_class=AttributeConditionalGenerationPipeline,
+    pt_model=AutoModel,
+    default={"model": (str(CARDS / DEFAULT_MODEL), "main")} if CARDS else None,
+    type="multimodal",
+)
 
-_MODULES = {
-    "configuration_jem": ["JemConfig"],
-    "data": ["load_attribute_dataset"],
-    "image_processing_jem": ["JemImageProcessor"],
-    "modeling_jem": ["JemModel", "JemOutput"],
-    "pipeline_jem": ["AttributeConditionalGenerationPipeline"],
-    "tensors": ["AttributeStream", "AttributeTensors", "encode_dataset"],
-    "trainer": ["JemTrainer"],
-    "training_args": ["JemTrainingArguments"],
-    "zoo": ["CARDS", "DEFAULT_MODEL", "list_models", "model_info"],
-}
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-
-__all__ = sorted(_MODULE_OF)
-
-registration.install()
-
-
-def __getattr__(name):
-    """Import what is asked for, and nothing before: torch and transformers take seconds."""
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'jem_hf' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
-    return value
-
-
-def __dir__():
-    return sorted({*globals(), *__all__})
+__all__ = [
+    "CARDS",
+    "DEFAULT_MODEL",
+    "AttributeConditionalGenerationPipeline",
+    "AttributeStream",
+    "AttributeTensors",
+    "JemConfig",
+    "JemImageProcessor",
+    "JemModel",
+    "JemOutput",
+    "JemTrainer",
+    "JemTrainingArguments",
+    "__version__",
+    "encode_dataset",
+    "list_models",
+    "load_attribute_dataset",
+    "model_info",
+]

@@ -5,7 +5,7 @@ import os
 import datasets
 from PIL import Image
 
-from jem_hf.data import load_attribute_dataset
+from jem_hf.data.loading import load_attribute_dataset
 
 ZAPPOS_HEADER = "CID,Category,SubCategory,HeelHeight,Insole,Closure,Gender,Material,ToeStyle"
 

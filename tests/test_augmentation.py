@@ -1,6 +1,6 @@
 import torch
 
-from jem_hf.augmentation import augment, random_shift
+from jem_hf.training.augmentation import augment, random_shift
 
 
 def test_augmentation_mirrors_and_blurs_about_half():

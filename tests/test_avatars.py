@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from jem_hf.avatars import ATTRIBUTES, NOVEL_COMBINATIONS, load_avatars, render
-from jem_hf.data import load_attribute_dataset
+from jem_hf.data.avatars import ATTRIBUTES, NOVEL_COMBINATIONS, load_avatars, render
+from jem_hf.data.loading import load_attribute_dataset
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_avatars_are_cached_and_splits_are_prefixes_of_larger_ones(tmp_path, ava
     small = load_avatars(num_train=5, **arguments)
     for split in small:
         assert small[split][:]["image"] == avatars[split].select(range(5))[:]["image"]
-    monkeypatch.setattr("jem_hf.avatars.render", None)  # a second rendering would fail
+    monkeypatch.setattr("jem_hf.data.avatars.render", None)  # a second rendering would fail
     assert load_avatars(num_train=5, **arguments)["train"][:]["image"] == small["train"][:]["image"]
 
 

@@ -3,7 +3,7 @@ import timm
 import torch
 
 from jem_hf import JemConfig, JemModel
-from jem_hf.backbone_jem import Residual, create_backbone
+from jem_hf.models.backbone_jem import Residual, create_backbone
 
 
 def test_parameters_at_the_papers_size_match_its_layer_table():

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from jem_hf import JemImageProcessor, JemModel, encode_dataset
 from jem_hf.cli import app
-from jem_hf.image_processing_jem import MAX_ASPECT_RATIO, read_image, to_rgb
+from jem_hf.models.image_processing_jem import MAX_ASPECT_RATIO, read_image, to_rgb
 
 PROCESSOR = JemImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
 MODES = [

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from jem_hf import JemTrainingArguments, zoo
 from jem_hf.cli import app
-from jem_hf.recipes import _resolved, _sections, load_recipe
+from jem_hf.training.recipes import _resolved, _sections, load_recipe
 
 quick = settings(max_examples=200, derandomize=True, deadline=None, database=None)
 scalars = st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.text("ab1e-.: ", max_size=5)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jem_hf import AttributeTensors, JemConfig, JemModel
-from jem_hf.requests_jem import MAX_DEPTH, MAX_LENGTH, format_request, parse_composition, parse_request
+from jem_hf.models.requests_jem import MAX_DEPTH, MAX_LENGTH, format_request, parse_composition, parse_request
 
 NETWORK = {"backbone_kwargs": {"width": 4, "hidden_size": 8}, "image_size": 8}
 CONFIG = JemConfig(

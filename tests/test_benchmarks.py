@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from jem_hf.flops import FlopCounter
+from jem_hf.training.flops import FlopCounter
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 NAMES = ("measure", "plot", "run", "steps", "workloads")
@@ -144,7 +144,7 @@ def test_cheapest_is_within_an_error_of_the_best(scripts):
 
 def test_ways_of_descending_go_equally_far_in_equal_steps(scripts, tiny):
     """On a constant slope: the sum of the steps is the flow time, but for those who go farther or gain momentum."""
-    from jem_hf.image_samplers_jem import gradient_flow
+    from jem_hf.models.image_samplers_jem import gradient_flow
 
     for way, arguments in scripts.steps.WAYS.items():
         x, _ = gradient_flow(lambda x: x.sum(1), torch.zeros(1, 1), num_steps=200, **arguments(1.6 / 200))

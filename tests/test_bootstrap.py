@@ -3,8 +3,8 @@ import pytest
 from scipy.stats import binom
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from jem_hf.bootstrap import bootstrap_intervals, paired_bootstrap, weighted_metrics, weighted_ranking
-from jem_hf.metrics import prediction_metrics
+from jem_hf.metrics.intervals import bootstrap_intervals, paired_bootstrap, weighted_metrics, weighted_ranking
+from jem_hf.metrics.prediction import prediction_metrics
 
 
 def binary(positive):
@@ -84,7 +84,7 @@ def test_undefined_numbers_have_no_interval():
 
 def test_blocks_of_weights_change_nothing(data, monkeypatch):
     whole = bootstrap_intervals(*data)
-    monkeypatch.setattr("jem_hf.bootstrap.BLOCK", 120 * 7)
+    monkeypatch.setattr("jem_hf.metrics.intervals.BLOCK", 120 * 7)
     assert bootstrap_intervals(*data) == {name: pytest.approx(interval) for name, interval in whole.items()}
 
 

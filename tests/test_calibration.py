@@ -4,9 +4,9 @@ import torch
 from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression
 
-from jem_hf.calibration import AttributeScaling, TemperatureScaling
-from jem_hf.heads_jem import cross_entropy
-from jem_hf.metrics import prediction_metrics
+from jem_hf.metrics.calibration import AttributeScaling, TemperatureScaling
+from jem_hf.metrics.prediction import prediction_metrics
+from jem_hf.models.heads_jem import cross_entropy
 
 SCALINGS = [TemperatureScaling, AttributeScaling]
 

@@ -8,9 +8,9 @@ from PIL import Image
 from transformers import pipeline
 
 from jem_hf import JemModel
-from jem_hf.heads_jem import HEADS
-from jem_hf.image_samplers_jem import IMAGE_SAMPLERS
-from jem_hf.sampling_jem import NEVER, Condition
+from jem_hf.models.heads_jem import HEADS
+from jem_hf.models.image_samplers_jem import IMAGE_SAMPLERS
+from jem_hf.models.sampling_jem import NEVER, Condition
 
 TASK = "attribute-conditional-generation"
 SETTINGS = {  # what each sampler needs

@@ -7,11 +7,11 @@ import torch
 from dataset_folders import load, write_parquet_folder
 from PIL import Image
 
-from jem_hf.columns import attribute_values
-from jem_hf.data import load_attribute_dataset
-from jem_hf.image_processing_jem import JemImageProcessor
-from jem_hf.splits import ZERO_SHOT_CANDIDATES
-from jem_hf.tensors import encode_dataset
+from jem_hf.data.columns import attribute_values
+from jem_hf.data.loading import load_attribute_dataset
+from jem_hf.data.splits import ZERO_SHOT_CANDIDATES
+from jem_hf.data.tensors import encode_dataset
+from jem_hf.models.image_processing_jem import JemImageProcessor
 
 PROCESSOR = JemImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
 

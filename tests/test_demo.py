@@ -17,11 +17,11 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from jem_hf import JemModel
-from jem_hf.demo_actions import Actions, asked, compare, open_image, results, shared_labels, wanted
-from jem_hf.demo_chain import MAX_IMAGES, MAX_SEED, Drawing, Stops, watch
-from jem_hf.demo_html import bars, energy_among, is_unusual, percent, png, share_below
-from jem_hf.evaluation_energy import energy_quantiles
-from jem_hf.space import write_space
+from jem_hf.demo.actions import Actions, asked, compare, open_image, results, shared_labels, wanted
+from jem_hf.demo.chain import MAX_IMAGES, MAX_SEED, Drawing, Stops, watch
+from jem_hf.demo.html import bars, energy_among, is_unusual, percent, png, share_below
+from jem_hf.evaluation.energy import energy_quantiles
+from jem_hf.hub.space import write_space
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def test_models_of_the_zoo_know_the_energies_of_their_test_images(name):
 
 
 def test_reference_energies_of_avatars_are_those_of_new_avatars():
-    from jem_hf.avatars import _split_indices, render
+    from jem_hf.data.avatars import _split_indices, render
 
     actions = Actions("jem-avatars")
     faces = [render(index)[0] for index in _split_indices("test", 24, seed=0)]
@@ -284,7 +284,7 @@ def test_files_that_are_no_images_are_refused(tmp_path, monkeypatch):
     for name in ("text.png", "cut.png", "page.pdf"):
         with pytest.raises(ValueError, match="no image that can be read: give a PNG"):
             open_image(str(tmp_path / name))
-    monkeypatch.setattr("jem_hf.demo_actions.MAX_PIXELS", 64 * 64 - 1)
+    monkeypatch.setattr("jem_hf.demo.actions.MAX_PIXELS", 64 * 64 - 1)
     with pytest.raises(ValueError, match="million pixels"):
         open_image(str(whole))
 
@@ -369,7 +369,13 @@ def test_a_space_is_pushed(folder, tmp_path):
         env = environment(tmp_path / "home", hub.url, "hf_alice")
         jem_hf("push", folder, "page", "--space", "--private", cwd=tmp_path, env=env)
         files = hub.files("alice/page")
-        assert {"app.py", "README.md", "requirements.txt", "model/model.safetensors", "jem_hf/zoo.py"} <= files.keys()
+        assert {
+            "app.py",
+            "README.md",
+            "requirements.txt",
+            "model/model.safetensors",
+            "jem_hf/hub/zoo.py",
+        } <= files.keys()
         assert hub.repos["alice/page"].private
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jem_hf.avatars import render
-from jem_hf.demo_actions import load_pipeline
+from jem_hf.data.avatars import render
+from jem_hf.demo.actions import load_pipeline
 
 CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None and not os.environ.get("CI"):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from jem_hf.distances import frechet_distance, kernel_distance, mean_pairwise_distances
+from jem_hf.metrics.distances import frechet_distance, kernel_distance, mean_pairwise_distances
 
 
 def with_moments(mean, covariance, num=40):

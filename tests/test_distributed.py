@@ -14,7 +14,7 @@ from dataset_folders import write_celeba
 from safetensors.torch import load_file, save_file
 
 from jem_hf import AttributeTensors, JemConfig, JemImageProcessor, JemModel, JemTrainer, JemTrainingArguments
-from jem_hf.evaluation_generation import draw
+from jem_hf.evaluation.generation import draw
 
 KWARGS = dict(objective="joint_cd", chain_free_steps=2, chain_steps=2, buffer_size=16, kl_weight=1.0)
 NUM_GRADIENTS = 150

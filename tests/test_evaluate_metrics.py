@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from jem_hf.evaluate_metrics import AttributeCalibration, AttributePrediction, RequestAgreement
-from jem_hf.metrics import prediction_metrics, request_metrics
+from jem_hf.metrics.hf_evaluate import AttributeCalibration, AttributePrediction, RequestAgreement
+from jem_hf.metrics.prediction import prediction_metrics, request_metrics
 
 NAMES = ["hat", "glasses", "smile"]
 

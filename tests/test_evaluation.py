@@ -8,26 +8,26 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from jem_hf import JemImageProcessor
-from jem_hf.cards import write_card
 from jem_hf.cli import app
-from jem_hf.evaluation import evaluate
-from jem_hf.evaluation_energy import evaluate_energy
-from jem_hf.evaluation_generation import (
+from jem_hf.evaluation.energy import evaluate_energy
+from jem_hf.evaluation.evaluate import evaluate
+from jem_hf.evaluation.feature_network import load_feature_network
+from jem_hf.evaluation.generation import (
     classification_accuracy_score,
     evaluate_distances,
     evaluate_diversity,
     evaluate_requests,
 )
-from jem_hf.evaluation_prediction import (
+from jem_hf.evaluation.prediction import (
     compare_prediction,
     evaluate_prediction,
     predict,
     validation_part,
     zero_shot_recognition,
 )
-from jem_hf.evaluation_requests import held_out_combinations, novel_combinations, requests_by_kind, seen_requests
-from jem_hf.feature_network import load_feature_network
-from jem_hf.report import write_report
+from jem_hf.evaluation.report import write_report
+from jem_hf.evaluation.requests import held_out_combinations, novel_combinations, requests_by_kind, seen_requests
+from jem_hf.hub.cards import write_card
 
 
 def test_request_bounds_by_hand():

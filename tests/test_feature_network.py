@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from jem_hf.distances import frechet_distance
-from jem_hf.feature_network import FeatureNetwork, load_feature_network
+from jem_hf.evaluation.feature_network import FeatureNetwork, load_feature_network
+from jem_hf.metrics.distances import frechet_distance
 
 
 @pytest.fixture(scope="module")

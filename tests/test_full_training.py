@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from jem_hf import JemImageProcessor, JemModel
-from jem_hf.recipes import load_recipe, load_splits
+from jem_hf.training.recipes import load_recipe, load_splits
 
 TRAINING = Path(__file__).parents[1] / "training"
 ABSENT = ["datasets", "evaluate", "pyarrow", "torchmetrics", "typer"]

@@ -12,7 +12,7 @@ import yaml
 from test_trainer import CHAIN, arguments
 
 from jem_hf import JemModel, JemTrainer
-from jem_hf.guard import DivergenceError, Reading, Snapshot
+from jem_hf.training.guard import DivergenceError, Reading, Snapshot
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from divergence import bars

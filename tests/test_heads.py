@@ -7,10 +7,10 @@ import torch
 from scipy.stats import chisquare
 
 from jem_hf import JemModel, label_distributions_jem
-from jem_hf.heads_jem import HEADS
-from jem_hf.label_samplers_jem import one_hot
-from jem_hf.trainer import JemTrainer
-from jem_hf.training_args import JemTrainingArguments
+from jem_hf.models.heads_jem import HEADS
+from jem_hf.models.label_samplers_jem import one_hot
+from jem_hf.training.arguments import JemTrainingArguments
+from jem_hf.training.trainer import JemTrainer
 
 NUM_VALUES = [2, 3, 2]
 VECTORS = torch.tensor(list(product(*map(range, NUM_VALUES))))

@@ -11,8 +11,8 @@ from hub_server import HubServer
 from huggingface_hub import ModelCard
 
 from jem_hf import JemConfig, JemImageProcessor, JemModel
-from jem_hf.cards import BEGIN, write_card
-from jem_hf.hub_jem import code_files
+from jem_hf.hub.cards import BEGIN, write_card
+from jem_hf.models.hub_jem import code_files
 
 REPO = "alice/tiny"
 PUSH = """
@@ -160,8 +160,8 @@ def test_weights_of_a_zoo_model_at_the_hub_are_those_of_its_card(hub, tmp_path):
         card.data.files = [{"path": "model.safetensors", "size": 1, "sha256": sha256}]
         card.save(tmp_path / "zoo" / name / "README.md")
     script = """
-import jem_hf, jem_hf.zoo, pathlib
-jem_hf.zoo.CARDS = pathlib.Path("zoo")
+import jem_hf, jem_hf.hub.zoo, pathlib
+jem_hf.hub.zoo.CARDS = pathlib.Path("zoo")
 load = jem_hf.JemModel.from_pretrained
 result["sum"] = sum(p.double().sum().item() for p in load("right").parameters())
 result["v2"] = sum(p.double().sum().item() for p in load("wrong", revision="v2").parameters())

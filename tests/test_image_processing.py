@@ -3,7 +3,7 @@ import torch
 from PIL import Image
 
 from jem_hf import JemImageProcessor
-from jem_hf.replay_buffer import dequantise, quantise
+from jem_hf.training.buffer import dequantise, quantise
 
 
 def test_pixels_are_scaled_to_plus_minus_one_and_back():

@@ -7,7 +7,15 @@ import torch
 from scipy.stats import chi2, kstest, norm, truncnorm
 from targets import FALSE_ALARM
 
-from jem_hf.image_samplers_jem import adapt_step_size, gradient_flow, hmc, langevin, linear, mala, unadjusted_langevin
+from jem_hf.models.image_samplers_jem import (
+    adapt_step_size,
+    gradient_flow,
+    hmc,
+    langevin,
+    linear,
+    mala,
+    unadjusted_langevin,
+)
 
 
 def log_gaussian(x):

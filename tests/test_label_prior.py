@@ -2,7 +2,7 @@ from itertools import product
 
 import torch
 
-from jem_hf.label_prior_jem import PairwiseLabelPrior
+from jem_hf.models.label_prior_jem import PairwiseLabelPrior
 
 
 def exact(prior):

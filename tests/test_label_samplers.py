@@ -5,7 +5,7 @@ import torch
 from scipy.stats import chi2
 from targets import FALSE_ALARM, PairwiseTarget, goodness_of_fit
 
-from jem_hf.label_samplers_jem import LABEL_SAMPLERS, gibbs, gibbs_with_gradients, one_hot, start_labels
+from jem_hf.models.label_samplers_jem import LABEL_SAMPLERS, gibbs, gibbs_with_gradients, one_hot, start_labels
 
 STEPS = {"gibbs": 12, "gibbs_with_gradients": 60}
 

@@ -8,8 +8,8 @@ import torch
 from dataset_folders import load, write_celeba, write_image, write_image_folder, write_zappos
 
 from jem_hf import JemModel
-from jem_hf.image_processing_jem import JemImageProcessor
-from jem_hf.recipes import load_recipe, load_splits, train
+from jem_hf.models.image_processing_jem import JemImageProcessor
+from jem_hf.training.recipes import load_recipe, load_splits, train
 
 PROCESSOR = JemImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy.stats import chi2, kstest, norm, truncnorm
 
-from jem_hf.likelihood import (
+from jem_hf.evaluation.likelihood import (
     AnnealingSettings,
     LogZ,
     adapt_step_sizes,

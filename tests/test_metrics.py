@@ -7,7 +7,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, f1_score, log_loss, roc_auc_score
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
-from jem_hf.metrics import (
+from jem_hf.metrics.prediction import (
     expected_calibration_error,
     nearest_distance,
     prediction_metrics,

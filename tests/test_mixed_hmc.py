@@ -4,9 +4,9 @@ import pytest
 import torch
 from targets import FALSE_ALARM, MixedTarget, goodness_of_fit
 
-from jem_hf.image_samplers_jem import adapt_step_size, hmc
-from jem_hf.label_samplers_jem import one_hot
-from jem_hf.mixed_hmc_jem import mixed_hmc
+from jem_hf.models.image_samplers_jem import adapt_step_size, hmc
+from jem_hf.models.label_samplers_jem import one_hot
+from jem_hf.models.mixed_hmc_jem import mixed_hmc
 
 
 def seeded(seed=0):

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from jem_hf import JemTrainingArguments
-from jem_hf.negative_samples import NUM_FLOW_STEPS, NegativeSampler
-from jem_hf.sampling_jem import flow_settings, run_chain
-from jem_hf.training_args import CHAIN_STARTS
+from jem_hf.models.sampling_jem import flow_settings, run_chain
+from jem_hf.training.arguments import CHAIN_STARTS
+from jem_hf.training.negatives import NUM_FLOW_STEPS, NegativeSampler
 
 
 def sampler(model, tmp_path, **kwargs):

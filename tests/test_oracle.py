@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from jem_hf.oracle import Oracle, load_oracle
+from jem_hf.evaluation.oracle import Oracle, load_oracle
 
 
 @pytest.fixture(scope="module")

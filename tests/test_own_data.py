@@ -9,7 +9,7 @@ from hub_client import environment, jem_hf, python
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 
-from jem_hf.cards import BEGIN, END
+from jem_hf.hub.cards import BEGIN, END
 
 TRAIN = """
 --name_or_path photos --output_dir runs/mine --max_steps 4 --eval_steps 2 --per_device_train_batch_size 4

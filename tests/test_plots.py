@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jem_hf.metrics import expected_calibration_error, reliability_curve
+from jem_hf.metrics.prediction import expected_calibration_error, reliability_curve
 from jem_hf.plots import image_grid, reliability_diagram
 
 

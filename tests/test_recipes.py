@@ -2,7 +2,7 @@ import pytest
 import yaml
 
 from jem_hf import JemTrainingArguments
-from jem_hf.recipes import MODEL_FIELDS, RECIPES, _resolved, load_recipe
+from jem_hf.training.recipes import MODEL_FIELDS, RECIPES, _resolved, load_recipe
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)

@@ -11,7 +11,7 @@ from hub_client import environment, python
 from transformers import AutoModel, AutoModelForImageClassification, pipeline
 
 import jem_hf
-from jem_hf.hub_jem import TASK, code_files
+from jem_hf.models.hub_jem import TASK, code_files
 
 EVERYTHING = """
 from transformers import AutoImageProcessor, AutoModel, pipeline

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from jem_hf.bootstrap import bootstrap_intervals
-from jem_hf.metrics import prediction_metrics, reliability_curve
-from jem_hf.report import tables, write_report
+from jem_hf.evaluation.report import write_report
+from jem_hf.metrics.intervals import bootstrap_intervals
+from jem_hf.metrics.prediction import prediction_metrics, reliability_curve
+from jem_hf.metrics.tables import tables
 
 
 @pytest.fixture

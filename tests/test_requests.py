@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from jem_hf import JemConfig
-from jem_hf.label_distributions_jem import ProductDistribution
-from jem_hf.requests_jem import MAX_ALTERNATIVES, format_request, parse_composition, parse_request
+from jem_hf.models.label_distributions_jem import ProductDistribution
+from jem_hf.models.requests_jem import MAX_ALTERNATIVES, format_request, parse_composition, parse_request
 
 VALUES = {"Hair": ["black", "blond", "red"], "Heel (height)": ["1in...2in", "3in & over", "flat", "it's high"]}
 

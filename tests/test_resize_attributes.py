@@ -15,12 +15,12 @@ from jem_hf import (
     JemTrainer,
     JemTrainingArguments,
 )
-from jem_hf.fine_tuning import Teacher, load_resized, unite_attributes
-from jem_hf.heads_jem import HEADS, cross_entropy
-from jem_hf.image_processing_jem import to_pixels
-from jem_hf.label_prior_jem import PairwiseLabelPrior
-from jem_hf.recipes import load_recipe, make_trainer, train
-from jem_hf.resizing_jem import NEW_VALUE
+from jem_hf.models.heads_jem import HEADS, cross_entropy
+from jem_hf.models.image_processing_jem import to_pixels
+from jem_hf.models.label_prior_jem import PairwiseLabelPrior
+from jem_hf.models.resizing_jem import NEW_VALUE
+from jem_hf.training.fine_tuning import Teacher, load_resized, unite_attributes
+from jem_hf.training.recipes import load_recipe, make_trainer, train
 
 X = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(7)) * 2 - 1
 MORE = ["Hat", "Beard", "Smiling", "Mood", "Hair"]

@@ -13,8 +13,8 @@ from test_trainer import CHAIN, arguments, train
 from transformers.trainer_utils import get_last_checkpoint
 
 from jem_hf import JemImageProcessor, JemModel, JemTrainer
-from jem_hf.checkpoints import remove_partial_folders, replaced_files, rotate, whole_folder
-from jem_hf.tensors import AttributeStream
+from jem_hf.data.tensors import AttributeStream
+from jem_hf.training.checkpoints import remove_partial_folders, replaced_files, rotate, whole_folder
 
 TRAINING = Path(__file__).parents[1] / "training"
 sys.path.insert(0, str(TRAINING))

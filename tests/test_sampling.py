@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from jem_hf.label_distributions_jem import ProductDistribution
-from jem_hf.sampling_jem import (
+from jem_hf.models.label_distributions_jem import ProductDistribution
+from jem_hf.models.sampling_jem import (
     ChainSettings,
     Condition,
     flow_settings,

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from jem_hf.splits import (
+from jem_hf.data.splits import (
     ZERO_SHOT_CANDIDATES,
     balanced_split,
     make_split,

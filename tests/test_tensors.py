@@ -8,10 +8,10 @@ import torch
 from dataset_folders import load, write_parquet_folder
 from PIL import Image
 
-from jem_hf.image_processing_jem import JemImageProcessor
-from jem_hf.label_prior_jem import PairwiseLabelPrior
-from jem_hf.recipes import load_recipe, load_splits, train
-from jem_hf.tensors import AttributeStream, AttributeTensors, encode_dataset
+from jem_hf.data.tensors import AttributeStream, AttributeTensors, encode_dataset
+from jem_hf.models.image_processing_jem import JemImageProcessor
+from jem_hf.models.label_prior_jem import PairwiseLabelPrior
+from jem_hf.training.recipes import load_recipe, load_splits, train
 
 PROCESSOR = JemImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
 

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from jem_hf import JemModel, JemTrainer, JemTrainingArguments
-from jem_hf.negative_samples import frozen
+from jem_hf.training.negatives import frozen
 
 CHAIN = dict(chain_steps=3, chain_step_size=0.1, buffer_size=64, gibbs_every=1)
 

@@ -23,7 +23,7 @@ def wheel(tmp_path_factory):
 def test_size_and_files(wheel):
     assert wheel.stat().st_size < 30e6
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    code = {f"jem_hf/{path.name}" for path in (CLONE / "jem_hf").glob("*.py")}
+    code = {path.relative_to(CLONE).as_posix() for path in (CLONE / "jem_hf").rglob("*.py")}
     recipes = {f"jem_hf/recipes/{path.name}" for path in (CLONE / "training" / "recipes").glob("*.yaml")}
     zoo = {f"jem_hf/{path.relative_to(CLONE).as_posix()}" for path in CLONE.glob("model_cards/*/*")}
     assert names == code | recipes | zoo
@@ -39,7 +39,7 @@ def test_the_zoo_of_an_installed_wheel(wheel, tmp_path):
         assert name in listed
     script = """
 import jem_hf
-from jem_hf.recipes import load_recipe
+from jem_hf.training.recipes import load_recipe
 from transformers import pipeline
 model = jem_hf.JemModel.from_pretrained("jem-celeba")
 result["folders"] = [jem_hf.__file__, model.name_or_path]

@@ -6,9 +6,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from jem_hf import JemConfig, JemImageProcessor, JemModel, list_models, model_info, zoo
-from jem_hf.cards import BEGIN, END, TITLES, write_card
-from jem_hf.recipes import load_recipe
-from jem_hf.zoo import CARDS, resolve
+from jem_hf.hub.cards import BEGIN, END, TITLES, write_card
+from jem_hf.hub.zoo import CARDS, resolve
+from jem_hf.training.recipes import load_recipe
 
 TRAINED = [name for name in list_models() if (CARDS / name / "model.safetensors").is_file()]
 

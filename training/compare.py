@@ -13,10 +13,10 @@ from statistics import median
 
 from transformers import TrainerCallback
 
-from jem_hf.evaluation import evaluate
-from jem_hf.image_processing_jem import JemImageProcessor
-from jem_hf.recipes import load_recipe, load_splits, make_trainer
-from jem_hf.report import write_report
+from jem_hf.evaluation.evaluate import evaluate
+from jem_hf.evaluation.report import write_report
+from jem_hf.models.image_processing_jem import JemImageProcessor
+from jem_hf.training.recipes import load_recipe, load_splits, make_trainer
 
 paper = load_recipe("paper-celeba")
 PAPER = {name: value for name, value in (paper.model | paper.training).items() if not name.startswith("backbone")}

@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from jem_hf import AttributeTensors, JemConfig, JemModel, JemTrainer, JemTrainingArguments
-from jem_hf.image_processing_jem import to_pixels
-from jem_hf.sampling_jem import initial_noise, run_chain
+from jem_hf.models.image_processing_jem import to_pixels
+from jem_hf.models.sampling_jem import initial_noise, run_chain
 
 NUM_STEPS, NUM_DRAWN = 600, 64
 SETTINGS = {

@@ -13,15 +13,15 @@ from statistics import median
 
 import torch
 
-from jem_hf.evaluation import with_half_of_novel
-from jem_hf.evaluation_prediction import predict
-from jem_hf.evaluation_requests import held_out_combinations, requests_by_kind
-from jem_hf.heads_jem import HEADS
-from jem_hf.image_processing_jem import JemImageProcessor
-from jem_hf.metrics import prediction_metrics, request_metrics
-from jem_hf.modeling_jem import JemModel
-from jem_hf.oracle import load_oracle
-from jem_hf.recipes import load_recipe, load_splits, make_trainer
+from jem_hf.evaluation.evaluate import with_half_of_novel
+from jem_hf.evaluation.oracle import load_oracle
+from jem_hf.evaluation.prediction import predict
+from jem_hf.evaluation.requests import held_out_combinations, requests_by_kind
+from jem_hf.metrics.prediction import prediction_metrics, request_metrics
+from jem_hf.models.heads_jem import HEADS
+from jem_hf.models.image_processing_jem import JemImageProcessor
+from jem_hf.models.modeling_jem import JemModel
+from jem_hf.training.recipes import load_recipe, load_splits, make_trainer
 
 QUIET = {"eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "sample_grid": 0}
 NUM_TIMED = 12

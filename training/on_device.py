@@ -3,7 +3,7 @@
 import torch
 
 from jem_hf import AttributeTensors
-from jem_hf.recipes import Recipe, make_trainer
+from jem_hf.training.recipes import Recipe, make_trainer
 
 
 class DeviceTensors(AttributeTensors):

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from jem_hf import AttributeTensors, JemImageProcessor, load_attribute_dataset
-from jem_hf.columns import attribute_values, find_image_column, label_tensor
-from jem_hf.recipes import DEFAULT_SPLIT, Recipe, load_recipe
+from jem_hf.data.columns import attribute_values, find_image_column, label_tensor
+from jem_hf.training.recipes import DEFAULT_SPLIT, Recipe, load_recipe
 
 
 def pack(dataset: dict, path: str | Path) -> None:

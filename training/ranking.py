@@ -8,11 +8,11 @@ import argparse
 import torch
 
 from jem_hf import JemImageProcessor, JemModel
-from jem_hf.evaluation import with_half_of_novel
-from jem_hf.evaluation_requests import held_out_combinations, requests_by_kind
-from jem_hf.metrics import request_metrics
-from jem_hf.oracle import load_oracle
-from jem_hf.recipes import load_evaluation_splits
+from jem_hf.evaluation.evaluate import with_half_of_novel
+from jem_hf.evaluation.oracle import load_oracle
+from jem_hf.evaluation.requests import held_out_combinations, requests_by_kind
+from jem_hf.metrics.prediction import request_metrics
+from jem_hf.training.recipes import load_evaluation_splits
 
 
 def main():

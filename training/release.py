@@ -8,10 +8,10 @@ import json
 import os
 from pathlib import Path
 
-from jem_hf.cards import document
-from jem_hf.image_processing_jem import JemImageProcessor
-from jem_hf.modeling_jem import JemModel
-from jem_hf.recipes import load_evaluation_splits, load_recipe
+from jem_hf.evaluation.document import document
+from jem_hf.models.image_processing_jem import JemImageProcessor
+from jem_hf.models.modeling_jem import JemModel
+from jem_hf.training.recipes import load_evaluation_splits, load_recipe
 
 
 def main():

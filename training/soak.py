@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from jem_hf import JemConfig, JemImageProcessor, JemModel, JemTrainer, JemTrainingArguments
-from jem_hf.tensors import AttributeStream
+from jem_hf.data.tensors import AttributeStream
 
 NUM_IMAGES = 2000
 

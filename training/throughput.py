@@ -6,10 +6,10 @@ import torch
 from on_device import make_device_trainer
 from transformers import TrainerCallback
 
-from jem_hf.flops import FlopCounter, matmul_rate, synchronised_time
-from jem_hf.image_processing_jem import to_pixels
-from jem_hf.losses import optimal_transport_pairing
-from jem_hf.recipes import Recipe
+from jem_hf.models.image_processing_jem import to_pixels
+from jem_hf.training.flops import FlopCounter, matmul_rate, synchronised_time
+from jem_hf.training.losses import optimal_transport_pairing
+from jem_hf.training.recipes import Recipe
 
 QUIET = {"eval_strategy": "no", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
 

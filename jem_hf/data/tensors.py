@@ -1,0 +1,177 @@
+"""Images and labels as tensors for training: all in memory, or a stream."""
+
+import json
+from itertools import islice
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers.utils import logging
+
+from .columns import attribute_values, check_names, features_of, find_image_column, label_tensor
+
+logger = logging.get_logger(__name__)
+
+
+class AttributeTensors(torch.utils.data.Dataset):
+    """Images uint8 (N, C, H, W) and labels int64 (N, K), -1 where missing, in memory; `attributes` are the K names."""
+
+    def __init__(self, images, labels, attributes):
+        if not (
+            isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor) and isinstance(attributes, list)
+        ):
+            raise ValueError("images and labels must be tensors and attributes a list of names")
+        if images.ndim != 4 or images.dtype != torch.uint8:
+            raise ValueError(f"images must be uint8 (N, C, H, W), not {images.dtype} {tuple(images.shape)}")
+        if labels.shape != (len(images), len(attributes)) or labels.dtype != torch.int64:
+            raise ValueError(
+                f"labels must be int64 {(len(images), len(attributes))}, not {labels.dtype} {tuple(labels.shape)}"
+            )
+        self.images, self.labels, self.attributes = images, labels, list(attributes)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return {"pixel_values": self.images[index], "labels": self.labels[index]}
+
+    def __getitems__(self, indices):
+        pixel_values, labels = self.images[indices], self.labels[indices]
+        return [{"pixel_values": x, "labels": y} for x, y in zip(pixel_values, labels)]
+
+    def subset(self, indices):
+        """The rows of a list, slice, index tensor or boolean mask."""
+        return AttributeTensors(self.images[indices], self.labels[indices], self.attributes)
+
+    def save(self, path):
+        """Write one safetensors file, the attributes in its metadata."""
+        tensors = {"images": self.images.contiguous(), "labels": self.labels.contiguous()}
+        save_file(tensors, path, metadata={"attributes": json.dumps(self.attributes)})
+
+    @classmethod
+    def load(cls, path):
+        with safe_open(path, framework="pt") as file:
+            return cls(file.get_tensor("images"), file.get_tensor("labels"), json.loads(file.metadata()["attributes"]))
+
+
+class AttributeStream(torch.utils.data.IterableDataset):
+    """A stream as rows for training: `pixel_values` uint8 (C, H, W) and `labels` int64 (K,), -1 where missing.
+
+    Every pass over it is shuffled anew, by a seed of its own; `set_epoch` is called by the trainer.
+
+    Args:
+        dataset: `datasets.IterableDataset`, a split of `load_attribute_dataset(..., streaming=True)`.
+        image_processor, attributes, on_error: as for `encode_dataset`.
+        shuffle_buffer: rows from which the next is drawn; 0: in order.
+    """
+
+    def __init__(self, dataset, image_processor, attributes, shuffle_buffer=1000, seed=0, on_error="raise"):
+        import datasets
+
+        _check_on_error(on_error)
+        features = features_of(dataset)
+        self.image_column = find_image_column(features)
+        check_names(attributes, attribute_values(features)[0])
+        self.dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
+        if shuffle_buffer:
+            self.dataset = self.dataset.shuffle(seed=seed, buffer_size=shuffle_buffer)
+        self.image_processor, self.attributes, self.on_error = image_processor, list(attributes), on_error
+        self._first = 0
+
+    def set_epoch(self, epoch):
+        self.dataset.set_epoch(epoch)
+
+    def start_at(self, number: int):
+        """The next pass begins with so many rows left out; none of them is decoded unless some may be broken."""
+        self._first = number
+
+    def __iter__(self):
+        first, self._first = self._first, 0
+        if self.on_error == "skip":  # only decoding tells which rows count
+            yield from islice(self._rows(0), first, None)
+        else:
+            yield from self._rows(first)
+
+    def _rows(self, first):
+        broken = []
+        for number, row in enumerate(islice(self.dataset, first, None), first):
+            image = _decode(row[self.image_column], number, self.on_error, broken)
+            if image is not None:
+                labels = torch.tensor([-1 if row[name] is None else int(row[name]) for name in self.attributes])
+                yield {"pixel_values": _pixel_values([image], self.image_processor)[0], "labels": labels}
+        _warn(broken, number + 1 if broken else 0)
+
+    def to_tensors(self):
+        """All rows in memory, as `AttributeTensors`. Raises ValueError for an empty stream."""
+        rows = list(self)
+        if not rows:
+            raise ValueError("the stream is empty: load another split")
+        columns = {name: torch.stack([row[name] for row in rows]) for name in ("pixel_values", "labels")}
+        return AttributeTensors(columns["pixel_values"], columns["labels"], self.attributes)
+
+
+def encode_dataset(dataset, image_processor, attributes, batch_size=256, on_error="raise"):
+    """Decode, resize and crop the images of one split to uint8 RGB and its labels to integers: `AttributeTensors`.
+
+    False and True become 0 and 1, `ClassLabel` its index, None -1.
+
+    Args:
+        on_error: "raise" a ValueError that names row and file of an image that cannot be read, or "skip": leave such
+            rows out and warn once, with their number.
+    """
+    import datasets
+
+    _check_on_error(on_error)
+    image_column = find_image_column(dataset.features)
+    check_names(attributes, attribute_values(dataset.features)[0])
+    labels = label_tensor(dataset, attributes)
+    encoded_images = dataset.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
+    pixel_values, broken = [], []
+    for start in range(0, len(dataset), batch_size):
+        rows = enumerate(encoded_images[start : start + batch_size][image_column], start)
+        images = [_decode(image, row, on_error, broken) for row, image in rows]
+        images = [image for image in images if image is not None]
+        if images:
+            pixel_values.append(_pixel_values(images, image_processor))
+    if not pixel_values:
+        raise ValueError(f"none of the {len(dataset)} images can be read: is {image_column!r} the column of images?")
+    _warn(broken, len(dataset))
+    kept = torch.ones(len(dataset), dtype=torch.bool)
+    kept[[row for row, _ in broken]] = False
+    return AttributeTensors(torch.cat(pixel_values), labels[kept], attributes)
+
+
+def _check_on_error(on_error):
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"unknown on_error {on_error!r}; choose from raise, skip")
+
+
+def _decode(image, row, on_error, broken):
+    """The image in RGB. One that cannot be read raises, or is noted in `broken` and None."""
+    import datasets
+
+    from ..models.image_processing_jem import to_rgb  # heavy
+
+    try:
+        return to_rgb(datasets.Image().decode_example(image))
+    except Exception as error:  # of many kinds: PIL's, those of its decoders, and None's
+        file = f" ({image['path']})" if image and image.get("path") else ""
+        if on_error == "raise":
+            raise ValueError(
+                f"the image in row {row}{file} cannot be read ({error}): remove the row, or leave such rows out with "
+                f"on_error='skip'"
+            ) from error
+        broken.append((row, file))
+
+
+def _pixel_values(images, image_processor):
+    batch = image_processor(images, do_rescale=False, do_normalize=False, return_tensors="pt")
+    return batch["pixel_values"].to(torch.uint8)
+
+
+def _warn(broken, num_rows):
+    if broken:
+        row, file = broken[0]
+        logger.warning(
+            f"left out {len(broken)} of {num_rows} images that cannot be read, the first in row {row}{file}"
+        )

@@ -1,0 +1,127 @@
+"""Prediction: a joint model beside a classifier of the same network, raw and calibrated after training."""
+
+import numpy as np
+import torch
+
+from ..metrics.calibration import AttributeScaling, TemperatureScaling
+from ..metrics.intervals import bootstrap_intervals, paired_bootstrap
+from ..metrics.prediction import prediction_metrics, reliability_curve
+from ..models.image_processing_jem import to_pixels
+from ..models.modeling_jem import JemModel
+
+COMPARED = ("accuracy", "ap", "nll", "ece")
+
+
+@torch.no_grad()
+def predict(
+    model: JemModel, images: torch.Tensor, change=None, batch_size: int = 250
+) -> tuple[torch.Tensor, np.ndarray]:
+    """
+    Logits f(x) (N, K, V) and `log p~(x)` (N,) of images, uint8 or pixels in [-1, 1], of shape (N, C, H, W).
+
+    `change` is called with the pixels of each batch and gives those that the model sees.
+    """
+    logits, log_p = [], []
+    for batch in images.split(batch_size):
+        pixels = to_pixels(batch)
+        output = model((pixels if change is None else change(pixels)).to(model.device))
+        logits.append(output.attribute_logits.cpu())
+        log_p.append(-output.energy.cpu())
+    return torch.cat(logits), torch.cat(log_p).numpy()
+
+
+def evaluate_prediction(model: JemModel, images: torch.Tensor, labels: torch.Tensor) -> tuple[dict, dict]:
+    """[`prediction_metrics`] of a model and its [`reliability_curve`]."""
+    probabilities = predict(model, images)[0].softmax(-1).numpy()
+    metrics = prediction_metrics(probabilities, labels.numpy(), model.config.attributes)
+    return metrics, reliability_curve(probabilities, labels.numpy())
+
+
+def validation_part(splits: dict, share: float = 0.1, seed: int = 0) -> tuple:
+    """
+    What a classifier is trained on, and what its calibration is fitted on.
+
+    The splits "train" and "validation" (or "valid"); without the latter a random `share` of the training split is it.
+    """
+    train = splits["train"]
+    for name in ("validation", "valid"):
+        if name in splits:
+            return train, splits[name]
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    num = max(1, round(share * len(train)))
+    return train.subset(order[num:]), train.subset(order[:num])
+
+
+def compare_prediction(
+    model: JemModel, classifier: JemModel, validation, test, num_resamples: int = 200
+) -> tuple[dict, dict]:
+    """
+    A joint model beside a classifier and beside that classifier calibrated on `validation`.
+
+    Args:
+        validation, test: `AttributeTensors` that the classifier was not trained on.
+        num_resamples: of the bootstrap.
+
+    Returns:
+        report: "prediction" of the joint model and "baselines" ("classifier", "classifier_temperature",
+            "classifier_attribute_scaling"), each with [`prediction_metrics`] and [`bootstrap_intervals`] under
+            "intervals", and "comparison": [`paired_bootstrap`] of joint model less classifier with temperature.
+        curves: for each of them its [`reliability_curve`] and its calibration error.
+    """
+    logits, validation_logits = predict(classifier, test.images)[0], predict(classifier, validation.images)[0]
+    scalings = {
+        "classifier_temperature": TemperatureScaling(),
+        "classifier_attribute_scaling": AttributeScaling(),
+    }
+    logits = {"joint": predict(model, test.images)[0], "classifier": logits} | {
+        name: scaling.fit(validation_logits, validation.labels)(logits) for name, scaling in scalings.items()
+    }
+    probabilities = {name: each.softmax(-1).numpy() for name, each in logits.items()}
+    labels, attributes = test.labels.numpy(), model.config.attributes
+    rows, curves = {}, {}
+    for name, p in probabilities.items():
+        rows[name] = prediction_metrics(p, labels, attributes)
+        rows[name]["intervals"] = bootstrap_intervals(p, labels, attributes, num_resamples)
+        curves[name] = (reliability_curve(p, labels), rows[name]["ece"])
+    difference = paired_bootstrap(
+        probabilities["joint"], probabilities["classifier_temperature"], labels, attributes, num_resamples
+    )
+    report = {
+        "prediction": rows.pop("joint"),
+        "baselines": rows,
+        "comparison": {name: difference[name] for name in COMPARED},
+    }
+    return report, curves
+
+
+def zero_shot_recognition(logits: torch.Tensor, labels: torch.Tensor, combinations: torch.Tensor) -> dict | None:
+    """
+    How often the held-out combination of an image is told from the others (Kelly et al. 2021).
+
+    The guess is the combination with the largest product of `p(y_k | x)` over its attributes. Images that match none
+    or several of the combinations are left out.
+
+    Args:
+        logits: (N, K, V).
+        labels: (N, K), -1 where missing.
+        combinations: (C, K), -1 where an attribute is not part of the combination.
+
+    Returns:
+        "accuracy", "chance" (one over C), "most_frequent" (the accuracy of always naming the most frequent one) and
+        "num_images"; None where there is no image or there are fewer than two combinations.
+    """
+    asked = combinations >= 0
+    match = ((labels[:, None] == combinations) | ~asked).all(-1)
+    single = match.sum(1) == 1
+    if len(combinations) < 2 or not single.any():
+        return None
+    log_p = logits[single].log_softmax(-1)
+    attributes = torch.arange(labels.shape[1])
+    scores = log_p[:, attributes, combinations.clamp(min=0)].masked_fill(~asked, 0).sum(-1)
+    truth = match[single].int().argmax(1)
+    return {
+        "accuracy": (scores.argmax(1) == truth).float().mean().item(),
+        "chance": 1 / len(combinations),
+        "most_frequent": (truth.bincount().max() / len(truth)).item(),
+        "num_images": len(truth),
+    }

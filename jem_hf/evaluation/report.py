@@ -1,0 +1,60 @@
+"""A report as files: JSON for machines, Markdown and pictures for people."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from ..metrics.tables import KINDS, MODELS, tables
+from ..models.image_processing_jem import JemImageProcessor, to_pixels
+from ..models.requests_jem import format_request
+from ..plots import image_grid, reliability_diagram
+
+
+def write_report(report: dict, pictures: dict, folder: str | Path, config) -> None:
+    """
+    Write `report.json`, `report.md` and its pictures.
+
+    These are `reliability.png`, a grid of samples for each kind of request, and `nearest.png`: samples beside their
+    nearest training images.
+
+    Args:
+        report, pictures: from [`evaluate`].
+        config: `JemConfig` of the model.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    reliability_diagram(
+        {MODELS[name]: curve for name, curve in pictures["reliability"].items()}, folder / "reliability.png"
+    )
+    figures = ["![Reliability diagram](reliability.png)"]
+    for name, (images, requests) in pictures.get("samples", {}).items():
+        _sample_grid(images, requests, config).save(folder / f"samples-{name}.png")
+        figures.append(f"![{KINDS[name]}](samples-{name}.png)\n\n{KINDS[name].capitalize()}.")
+    if "nearest" in pictures:
+        _nearest_grid(*pictures["nearest"]).save(folder / "nearest.png")
+        figures.append("![Nearest training images](nearest.png)\n\nSamples above their nearest training images.")
+    (folder / "report.md").write_text("\n\n".join([f"# Report\n\n{tables(report)}", *figures]) + "\n")
+
+
+def _sample_grid(images: torch.Tensor, requests: torch.Tensor, config):
+    """The first 64 images, eight a row; a row of sparse requests, which share one, carries its text."""
+    images, requests = images[:64], requests[:64:8]
+    sparse = (requests < 0).any()
+    texts = [format_request(request.tolist(), config) for request in requests] if sparse else None
+    return image_grid(JemImageProcessor.to_pil(images), scale=_scale(images), row_labels=texts)
+
+
+def _nearest_grid(images: torch.Tensor, nearest: torch.Tensor):
+    """Full rows of eight samples, or one of fewer, each above its nearest training image."""
+    columns = min(8, len(images))
+    num_rows = len(images) // columns
+    pairs = torch.stack([images, to_pixels(nearest)])[:, : num_rows * columns].unflatten(1, (num_rows, columns))
+    rows = pairs.transpose(0, 1).flatten(0, 2)
+    labels = ["samples", "training images"] * num_rows
+    return image_grid(JemImageProcessor.to_pil(rows), columns, _scale(images), row_labels=labels)
+
+
+def _scale(images: torch.Tensor) -> int:
+    return max(1, 64 // images.shape[-1])

@@ -1,0 +1,1 @@
+"""The zoo, model cards and Spaces."""

@@ -1,0 +1,1 @@
+"""Numbers of arrays: prediction, calibration, intervals, distances."""

@@ -1,0 +1,1 @@
+"""What travels inside a checkpoint as remote code: flat files that import each other as `from .file import name`."""
