@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from jem_hf import JemTrainingArguments, zoo
+from jem_hf import JemTrainingArguments
 from jem_hf.cli import app
+from jem_hf.hub import zoo
 from jem_hf.training.recipes import _resolved, _sections, load_recipe
 
 quick = settings(max_examples=200, derandomize=True, deadline=None, database=None)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from jem_hf import JemModel, label_distributions_jem
+from jem_hf import JemModel
+from jem_hf.models import label_distributions_jem
 from jem_hf.models.heads_jem import HEADS
 from jem_hf.models.label_samplers_jem import one_hot
 from jem_hf.training.arguments import JemTrainingArguments

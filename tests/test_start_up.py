@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+
 def run(code: str, *arguments: str) -> list[str]:
     """What a fresh interpreter prints, by lines."""
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)

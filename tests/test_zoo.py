@@ -5,7 +5,8 @@ import shutil
 import pytest
 from huggingface_hub import ModelCard
 
-from jem_hf import JemConfig, JemImageProcessor, JemModel, list_models, model_info, zoo
+from jem_hf import JemConfig, JemImageProcessor, JemModel, list_models, model_info
+from jem_hf.hub import zoo
 from jem_hf.hub.cards import BEGIN, END, TITLES, write_card
 from jem_hf.hub.zoo import CARDS, resolve
 from jem_hf.training.recipes import load_recipe
