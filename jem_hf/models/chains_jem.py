@@ -1,7 +1,7 @@
 """What all samplers share: the steps of chains and what they looked like, states, acceptance."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -60,7 +60,7 @@ class Chain:
             raise ValueError(f"num_steps is 1 or more, not {num_steps}")
         self.num_steps, self.callback, self.tolerance = num_steps, callback, tolerance
         self.infos: list[ChainInfo] = []  # of the steps done
-        self.last: ChainInfo | None = None
+        self.last: ChainInfo  # of the step that has begun
 
     def __iter__(self) -> Iterator[int]:
         for step in range(self.num_steps):
@@ -89,7 +89,9 @@ class Chain:
         place = [each for each in (x, labels) if each is not None]
         if self.callback is not None and self.callback(*place, info):
             return True
-        return bool(self.tolerance and info.grad_norm.max() < self.tolerance * gradient[0].numel() ** 0.5)
+        if not self.tolerance or gradient is None or info.grad_norm is None:
+            return False
+        return bool(info.grad_norm.max() < self.tolerance * gradient[0].numel() ** 0.5)
 
     def moved(self, acceptance: torch.Tensor) -> None:
         """The step is done; its move was accepted with this probability (B,)."""
@@ -99,8 +101,8 @@ class Chain:
     def info(self) -> ChainInfo:
         """Of all steps done."""
 
-        def stacked(name: str) -> torch.Tensor | None:
-            each = getattr(self.last, name)
+        def stacked(name: str) -> Any:
+            each = getattr(self.last, name)  # gives the shape where no step was done
             if each is None:
                 return None
             return torch.stack([getattr(info, name) for info in self.infos] or [each])[: len(self.infos)]

@@ -1,6 +1,7 @@
 """Drawing, editing and mixing images: what a joint energy does with a request."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from math import isfinite
@@ -8,7 +9,9 @@ from math import isfinite
 import torch
 
 from .chains_jem import Schedule, progress_of
-from .configuration_jem import CHOICES, nearest_name
+from .configuration_jem import CHOICES, JemConfig, nearest_name
+from .label_distributions_jem import LabelDistribution
+from .label_prior_jem import PairwiseLabelPrior
 from .sampling_jem import NEVER, SAMPLERS, Condition, flow_steps, initial_noise, run_chain
 
 # What an edit asks for counts 32 times, what it leaves as it is twice; and it takes half as many steps again as a
@@ -21,6 +24,12 @@ NOT_SETTINGS = {"num_steps", "start", "project", "keep_graph", "generator", "cal
 
 class SamplingMixin:
     """What a model with `config`, `label_prior` and `label_distribution` can draw."""
+
+    config: JemConfig
+    device: torch.device
+    label_prior: PairwiseLabelPrior
+    label_distribution: Callable[..., LabelDistribution]
+    _checked: Callable[..., torch.Tensor]
 
     @torch.no_grad()
     def generate(
@@ -190,7 +199,7 @@ class SamplingMixin:
         guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
         if not isinstance(guidance_scale, int | float) or not isfinite(guidance_scale):
             raise ValueError(f"guidance_scale is a finite number, not {guidance_scale!r}")
-        defaults = {
+        defaults: dict[str, dict] = {
             "flow": {"step_size": flow_steps(num_steps, config.flow_time)},
             "langevin": {"step_size": config.step_size, "noise_scale": config.noise_scale, "bounds": (-1.0, 1.0)},
         }

@@ -11,7 +11,7 @@ from .label_distributions_jem import LabelDistribution
 from .mixed_hmc_jem import mixed_hmc
 
 NEVER = -2  # fills the place of an alternative that a request does not have
-SAMPLERS = {**IMAGE_SAMPLERS, "mixed_hmc": mixed_hmc}
+SAMPLERS: dict[str, Callable] = {**IMAGE_SAMPLERS, "mixed_hmc": mixed_hmc}
 
 
 def flow_steps(num_steps: int, flow_time: float = 1.6) -> Schedule:
