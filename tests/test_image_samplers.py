@@ -8,7 +8,7 @@ from scipy.stats import chi2, kstest, norm, truncnorm
 from targets import FALSE_ALARM
 
 from jem_hf.models.chains_jem import linear
-from jem_hf.models.image_samplers_jem import flow, hmc, langevin, mala, unadjusted_langevin
+from jem_hf.models.image_samplers_jem import flow, hmc, langevin, mala
 
 
 def log_gaussian(x):
@@ -22,8 +22,8 @@ def seeded(seed=0):
 @pytest.mark.parametrize(
     "sampler, settings, variance",
     [
-        (unadjusted_langevin, dict(step_size=0.5), 1 / (1 - 0.25)),
-        (unadjusted_langevin, dict(step_size=0.5, temperature=2.0), 2 / (1 - 0.25)),
+        (langevin, dict(step_size=0.5), 1 / (1 - 0.25)),
+        (langevin, dict(step_size=0.5, temperature=2.0), 2 / (1 - 0.25)),
         (langevin, dict(step_size=0.5, noise_scale=0.7), 0.49 / (1 - 0.25)),
         (langevin, dict(step_size=0.5, noise_scale=0.7, temperature=2.0), 0.98 / (1 - 0.25)),
         (mala, dict(step_size=1.0), 1.0),
@@ -84,7 +84,7 @@ def test_bounds_truncate_exactly(sampler, settings):
 
 @pytest.mark.parametrize(
     "sampler, settings",
-    [(langevin, dict(noise_scale=1.0)), (unadjusted_langevin, {}), (flow, {})],
+    [(langevin, dict(noise_scale=1.0)), (langevin, {}), (flow, {})],
 )
 def test_bounds_clamp_where_nothing_is_rejected(sampler, settings):
     x, info = sampler(
@@ -154,7 +154,7 @@ def test_tolerance_stops_when_all_chains_have_arrived():
 
 @pytest.mark.parametrize(
     "sampler, settings, expected",
-    [(langevin, dict(noise_scale=0.1), 12), (unadjusted_langevin, {}, 12), (flow, dict(momentum=0.9), 12),
+    [(langevin, dict(noise_scale=0.1), 12), (langevin, {}, 12), (flow, dict(momentum=0.9), 12),
      (mala, {}, 13), (hmc, dict(num_leapfrog=3), 37)],
 )  # fmt: skip
 def test_gradients_are_carried_over_and_only_those_of_the_images_are_taken(sampler, settings, expected):

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-WALKS = re.split(r"\n(?=1\. )", (ROOT / "CONTRIBUTING.md").read_text().split("## Three walks")[1].split("\n## ")[0])[1:]
+WALKS = re.split(r"\n(?=1\. )", (ROOT / "CONTRIBUTING.md").read_text().split("## Three walks")[1].split("\n## ")[0])[
+    1:
+]
 STEP = re.compile(r"^\d\. `([\w/]+)\.py` `(\w+)`", re.MULTILINE)
 
 

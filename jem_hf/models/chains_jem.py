@@ -7,6 +7,7 @@ import torch
 
 LogDensity = Callable[..., torch.Tensor]
 Schedule = Callable[[float], float]
+Number = float | Schedule
 Bounds = tuple[float, float]
 
 
@@ -67,17 +68,14 @@ class Chain:
             self.step = step
             yield step
 
-    def at(self, value: float | Schedule) -> float:
+    def at(self, value: Number) -> float:
         """What a number or a schedule is in this step."""
         return value(progress_of(self.step, self.num_steps)) if callable(value) else value
 
     def ends(
-        self,
-        log_density: torch.Tensor,
-        gradient: torch.Tensor | None,
-        x: torch.Tensor | None = None,
+        self, log_density: torch.Tensor, gradient: torch.Tensor | None, x: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-    ) -> bool:
+    ) -> bool:  # fmt: skip
         """Whether the chains end here, before the move of this step."""
         self.last = info = ChainInfo(
             step=self.step,

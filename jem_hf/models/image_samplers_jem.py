@@ -19,7 +19,7 @@ from .chains_jem import (
     Chain,
     ChainInfo,
     LogDensity,
-    Schedule,
+    Number,
     choose,
     evaluate,
     metropolis,
@@ -27,33 +27,26 @@ from .chains_jem import (
     outside,
     renew,
     sum_of_squares,
-)
+)  # fmt: skip
 
 
 def langevin(
-    log_density: LogDensity,
-    x: torch.Tensor,
-    *,
-    num_steps: int,
-    step_size: float | Schedule,
-    noise_scale: float | Schedule,
-    temperature: float | Schedule = 1.0,
-    bounds: Bounds | None = None,
-    tolerance: float = 0.0,
-    generator: torch.Generator | None = None,
-    callback: Callable | None = None,
-    project: Callable | None = None,
+    log_density: LogDensity, x: torch.Tensor, *, num_steps: int, step_size: Number, noise_scale: Number | None = None,
+    temperature: Number = 1.0, bounds: Bounds | None = None, tolerance: float = 0.0,
+    generator: torch.Generator | None = None, callback: Callable | None = None, project: Callable | None = None,
     keep_graph: bool = False,
-) -> tuple[torch.Tensor, ChainInfo]:
+) -> tuple[torch.Tensor, ChainInfo]:  # fmt: skip
     """
     Langevin steps as energy-based models use them: `x <- x + step_size * gradient + noise_scale * noise`.
 
-    The two sizes need not belong together (Nijkamp et al. 2019, arXiv 1904.09770); with less noise than
-    `sqrt(2 * step_size)` the chains sample a sharper density. The noise is multiplied by `sqrt(temperature)`.
+    With the noise that belongs to the steps, `sqrt(2 * step_size)`, it is unadjusted Langevin (Roberts and Tweedie
+    1996), biased by the step size: for N(0, 1) it samples N(0, 1 / (1 - step_size / 2)). The two sizes need not belong
+    together (Nijkamp et al. 2019, arXiv 1904.09770); with less noise the chains sample a sharper density.
 
     Args:
         log_density, x, num_steps, step_size, temperature: See the top of this file.
-        noise_scale (`float`): Standard deviation of the noise at temperature 1, a number or a schedule.
+        noise_scale (`float`, *optional*): Standard deviation of the noise at temperature 1, a number or a schedule; it
+            is multiplied by `sqrt(temperature)`. By default `sqrt(2 * step_size)`.
         bounds (`tuple[float, float]`, *optional*): Pixels are clamped to them after each step.
         tolerance, callback: See [`Chain`].
         generator (`torch.Generator`, *optional*): Source of all randomness, on the device of x.
@@ -72,7 +65,7 @@ def langevin(
         if chain.ends(value, gradient, x):
             break
         x = torch.add(x, gradient, alpha=size)
-        noise = chain.at(noise_scale) * heat**0.5
+        noise = ((2 * size) ** 0.5 if noise_scale is None else chain.at(noise_scale)) * heat**0.5
         if noise:
             x.add_(normal_like(x, generator), alpha=noise)
         if bounds is not None:
@@ -83,45 +76,11 @@ def langevin(
     return x, chain.info
 
 
-def unadjusted_langevin(
-    log_density: LogDensity,
-    x: torch.Tensor,
-    *,
-    num_steps: int,
-    step_size: float | Schedule,
-    temperature: float | Schedule = 1.0,
-    bounds: Bounds | None = None,
-    tolerance: float = 0.0,
-    generator: torch.Generator | None = None,
-    callback: Callable | None = None,
-) -> tuple[torch.Tensor, ChainInfo]:
-    """
-    [`langevin`] with the noise that belongs to its steps, `sqrt(2 * step_size * temperature)` (Roberts and Tweedie
-    1996). Biased by the step size: for N(0, 1) it samples N(0, 1 / (1 - step_size / 2)).
-    """
-
-    def noise_scale(progress: float) -> float:
-        return (2 * (step_size(progress) if callable(step_size) else step_size)) ** 0.5
-
-    return langevin(
-        log_density, x, num_steps=num_steps, step_size=step_size, noise_scale=noise_scale, temperature=temperature,
-        bounds=bounds, tolerance=tolerance, generator=generator, callback=callback,
-    )  # fmt: skip
-
-
 def flow(
-    log_density: LogDensity,
-    x: torch.Tensor,
-    *,
-    num_steps: int,
-    step_size: float | Schedule,
-    momentum: float = 0.0,
-    bounds: Bounds | None = None,
-    tolerance: float = 0.0,
-    generator: torch.Generator | None = None,
-    callback: Callable | None = None,
-    project: Callable | None = None,
-) -> tuple[torch.Tensor, ChainInfo]:
+    log_density: LogDensity, x: torch.Tensor, *, num_steps: int, step_size: Number, momentum: float = 0.0,
+    bounds: Bounds | None = None, tolerance: float = 0.0, generator: torch.Generator | None = None,
+    callback: Callable | None = None, project: Callable | None = None,
+) -> tuple[torch.Tensor, ChainInfo]:  # fmt: skip
     """
     Gradient flow: ascent without noise, for energies trained by Equilibrium Matching (Wang and Du 2025, arXiv
     2510.02300).
@@ -151,18 +110,10 @@ def flow(
 
 
 def hmc(
-    log_density: LogDensity,
-    x: torch.Tensor,
-    *,
-    num_steps: int,
-    step_size: float | Schedule,
-    num_leapfrog: int = 10,
-    temperature: float | Schedule = 1.0,
-    bounds: Bounds | None = None,
-    tolerance: float = 0.0,
-    generator: torch.Generator | None = None,
-    callback: Callable | None = None,
-) -> tuple[torch.Tensor, ChainInfo]:
+    log_density: LogDensity, x: torch.Tensor, *, num_steps: int, step_size: Number, num_leapfrog: int = 10,
+    temperature: Number = 1.0, bounds: Bounds | None = None, tolerance: float = 0.0,
+    generator: torch.Generator | None = None, callback: Callable | None = None,
+) -> tuple[torch.Tensor, ChainInfo]:  # fmt: skip
     """
     Hamiltonian Monte Carlo with unit mass (Duane et al. 1987; Neal 2011, section 3), exact in float32 and float64.
 
@@ -198,19 +149,12 @@ def hmc(
 
 
 def mala(
-    log_density: LogDensity,
-    x: torch.Tensor,
-    *,
-    num_steps: int,
-    step_size: float | Schedule,
-    temperature: float | Schedule = 1.0,
-    bounds: Bounds | None = None,
-    tolerance: float = 0.0,
-    generator: torch.Generator | None = None,
+    log_density: LogDensity, x: torch.Tensor, *, num_steps: int, step_size: Number, temperature: Number = 1.0,
+    bounds: Bounds | None = None, tolerance: float = 0.0, generator: torch.Generator | None = None,
     callback: Callable | None = None,
-) -> tuple[torch.Tensor, ChainInfo]:
+) -> tuple[torch.Tensor, ChainInfo]:  # fmt: skip
     """
-    Metropolis-adjusted Langevin (Roberts and Tweedie 1996): [`unadjusted_langevin`] made exact by rejections.
+    Metropolis-adjusted Langevin (Roberts and Tweedie 1996): unadjusted Langevin made exact by rejections.
 
     It is [`hmc`] with one leapfrog step of size `sqrt(2 * step_size)` (Neal 2011, section 5.2). One gradient a step.
     """
@@ -224,10 +168,4 @@ def mala(
     )  # fmt: skip
 
 
-IMAGE_SAMPLERS = {
-    "flow": flow,
-    "langevin": langevin,
-    "unadjusted_langevin": unadjusted_langevin,
-    "mala": mala,
-    "hmc": hmc,
-}
+IMAGE_SAMPLERS = {"flow": flow, "langevin": langevin, "unadjusted_langevin": langevin, "mala": mala, "hmc": hmc}

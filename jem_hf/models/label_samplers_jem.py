@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from .chains_jem import Chain, ChainInfo, LogDensity, Schedule, choose, evaluate, metropolis
+from .chains_jem import Chain, ChainInfo, LogDensity, Number, choose, evaluate, metropolis
 
 
 def one_hot(labels: torch.Tensor, num_values: list[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -67,16 +67,9 @@ def flip(current: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def gibbs(
-    log_prob: LogDensity,
-    labels: torch.Tensor,
-    num_values: list[int],
-    *,
-    num_steps: int,
-    temperature: float | Schedule = 1.0,
-    start: torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
-    callback: Callable | None = None,
-) -> tuple[torch.Tensor, ChainInfo]:
+    log_prob: LogDensity, labels: torch.Tensor, num_values: list[int], *, num_steps: int, temperature: Number = 1.0,
+    start: torch.Tensor | None = None, generator: torch.Generator | None = None, callback: Callable | None = None,
+) -> tuple[torch.Tensor, ChainInfo]:  # fmt: skip
     """
     Gibbs sampling (Geman and Geman 1984): each free label in turn is drawn from its conditional, in V_k evaluations.
 
@@ -114,17 +107,10 @@ def gibbs(
 
 
 def gibbs_with_gradients(
-    log_prob: LogDensity,
-    labels: torch.Tensor,
-    num_values: list[int],
-    *,
-    num_steps: int,
-    temperature: float | Schedule = 1.0,
-    proposal_temperature: float = 2.0,
-    start: torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
+    log_prob: LogDensity, labels: torch.Tensor, num_values: list[int], *, num_steps: int, temperature: Number = 1.0,
+    proposal_temperature: float = 2.0, start: torch.Tensor | None = None, generator: torch.Generator | None = None,
     callback: Callable | None = None,
-) -> tuple[torch.Tensor, ChainInfo]:
+) -> tuple[torch.Tensor, ChainInfo]:  # fmt: skip
     """
     Gibbs with gradients (Grathwohl et al. 2021, arXiv 2102.04509, algorithms 1 and 2): one change a step, drawn from
     `softmax(d / proposal_temperature)`, where d (B, K, V) is the first-order change of the log probability by every

@@ -9,34 +9,23 @@ from .chains_jem import (
     Chain,
     ChainInfo,
     LogDensity,
-    Schedule,
+    Number,
     choose,
     evaluate,
     metropolis,
     normal_like,
     outside,
     sum_of_squares,
-)
+)  # fmt: skip
 from .label_samplers_jem import draw_categorical, flip, one_hot, possible_flips, start_labels
 
 
 def mixed_hmc(
-    log_joint: LogDensity,
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    num_values: list[int],
-    *,
-    num_steps: int,
-    step_size: float | Schedule,
-    num_leapfrog: int = 10,
-    num_flips: int = 1,
-    temperature: float | Schedule = 1.0,
-    bounds: Bounds | None = None,
-    tolerance: float = 0.0,
-    start: torch.Tensor | None = None,
-    generator: torch.Generator | None = None,
-    callback: Callable | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, ChainInfo]:
+    log_joint: LogDensity, x: torch.Tensor, labels: torch.Tensor, num_values: list[int], *, num_steps: int,
+    step_size: Number, num_leapfrog: int = 10, num_flips: int = 1, temperature: Number = 1.0,
+    bounds: Bounds | None = None, tolerance: float = 0.0, start: torch.Tensor | None = None,
+    generator: torch.Generator | None = None, callback: Callable | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, ChainInfo]:  # fmt: skip
     """
     Mixed HMC with Laplace momentum (Zhou 2020, arXiv 1909.04852, algorithm 1) over images and labels, exact.
 

@@ -25,10 +25,7 @@ def flow_steps(num_steps: int, flow_time: float = 1.6) -> Schedule:
 
 
 def initial_noise(
-    sampler: str,
-    shape: tuple[int, ...],
-    device: torch.device | None = None,
-    generator: torch.Generator | None = None,
+    sampler: str, shape: tuple[int, ...], device: torch.device | None = None, generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """Where a chain starts: standard normal pixels for `"flow"`, uniform ones in [-1, 1] for `"langevin"`."""
     noise = torch.empty(shape, device=device)
@@ -138,16 +135,10 @@ class ConditionalDensity:
 
 
 def run_chain(
-    sampler: str,
-    label_distribution: Callable[[torch.Tensor], LabelDistribution],
-    x: torch.Tensor,
-    condition: torch.Tensor | Condition,
-    *,
-    guidance_scale: float = 1.0,
-    gibbs_every: int = 0,
-    generator: torch.Generator | None = None,
-    **settings,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    sampler: str, label_distribution: Callable[[torch.Tensor], LabelDistribution], x: torch.Tensor,
+    condition: torch.Tensor | Condition, *, guidance_scale: float = 1.0, gibbs_every: int = 0,
+    generator: torch.Generator | None = None, **settings,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """
     Images that show a condition, by a sampler of `SAMPLERS`.
 
