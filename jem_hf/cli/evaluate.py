@@ -1,0 +1,71 @@
+"""`jem-hf evaluate`."""
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..evaluation.evaluate import evaluate
+from ..evaluation.report import write_report
+from ..metrics.tables import tables
+from ..training.recipes import load_evaluation_splits
+from .shared import (
+    FIELDS,
+    Json,
+    Model,
+    ProgressBars,
+    app,
+    check_folder,
+    fields_of,
+    is_first_process,
+    load_with_processor,
+    name_or_path,
+    path,
+    print_json,
+    say,
+)
+
+
+@app.command(
+    "evaluate",
+    context_settings=FIELDS,
+    epilog="Fields of a recipe's dataset can be set: --split_file split.json --on_error skip --binarised false.",
+)
+def evaluate_model(
+    context: typer.Context,
+    model: Model,
+    dataset: Annotated[
+        str, typer.Option(parser=name_or_path, help="avatars, a dataset id on the Hub, or a folder.")
+    ] = "avatars",
+    split: Annotated[str, typer.Option(help="Split to test on.")] = "test",
+    prediction_only: Annotated[bool, typer.Option("--prediction-only", help="No generation, no energy.")] = False,
+    num_images: Annotated[int, typer.Option(min=8, help="Images drawn for each kind of request.")] = 512,
+    num_cas: Annotated[
+        int | None,
+        typer.Option(min=0, help="Images drawn to train a classifier on; default: 4 times --num-images."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", parser=path, help="Folder of report.md, report.json and pictures.")
+    ] = None,
+    as_json: Json = False,
+):
+    """Measure a model beside a classifier of the same network; an independent oracle judges its images."""
+    if output is not None:
+        check_folder(output)
+    network, processor = load_with_processor(model)
+    splits = load_evaluation_splits(dataset, processor, network.config, fields_of(context))
+    for name in ("train", split):
+        if name not in splits:
+            raise ValueError(f"{dataset!r} has no split {name!r}; it has {', '.join(splits)}")
+    settings = dict(split=split, prediction_only=prediction_only, num_images=num_images, num_cas=num_cas)
+    with redirect_stdout(sys.stderr), ProgressBars() as progress:
+        report, pictures = evaluate(network, splits, progress=progress, **settings)
+    if not is_first_process():
+        return
+    if output is not None:
+        write_report(report, pictures, output, network.config)
+        say(f"wrote {output / 'report.md'}")
+    report = {"model": model, "dataset": dataset, "split": split, **report}
+    print_json(report) if as_json else typer.echo(tables(report))
