@@ -109,7 +109,8 @@ def _draw(
 ) -> None:
     """The images of one request as a grid, with a progress bar of `num_steps`."""
     with typer.progressbar(length=num_steps, file=typer.get_text_stream("stderr")) as bar:
-        drawn = pipe(request, callback=lambda x, info: bar.update(1), **arguments)
+        drawn = pipe(request, callback=lambda *chain: bar.update(1), **arguments)
+    output.parent.mkdir(parents=True, exist_ok=True)
     scale = max(1, 96 // pipe.model.config.image_size)
     image_grid([item.pop("image") for item in drawn], scale=scale).save(output)
     if as_json:

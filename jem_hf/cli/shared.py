@@ -5,7 +5,7 @@ import os
 import sys
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import torch
@@ -82,17 +82,17 @@ def fields_of(context: typer.Context) -> dict[str, str]:
 
 
 def check_folder(folder: Path) -> None:
-    """Make a folder where there is none. Raises `ValueError` where no file can be written into it."""
+    """Raise `ValueError` where no file can be written into a folder that is there, or no such folder can be made."""
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
+        with TemporaryDirectory(dir=existing):
             pass
     except OSError as error:
         raise ValueError(f"cannot write into the folder {str(folder)!r}: {error.strerror}") from error
 
 
 def check_image_file(file: Path) -> None:
-    """Raise `ValueError` where an image cannot be written to a file of that name; its folder is made."""
+    """Raise `ValueError` where an image cannot be written to a file of that name."""
     if file.is_dir():
         raise ValueError(f"{str(file)!r} is a folder: name a file in it, such as {str(file / 'grid.png')!r}")
     try:

@@ -66,8 +66,10 @@ def train(
     as_json: Json = False,
 ):
     """Train the model of a recipe: RECIPE.yaml [--field value ...]."""
+    settings = recipes.load_recipe(recipe, fields_of(context))
+    check_folder(path(settings.training.get("output_dir", ".")))
     with redirect_stdout(sys.stderr):
-        trainer, _ = recipes.train(recipes.load_recipe(recipe, fields_of(context)), resume=resume)
+        trainer, _ = recipes.train(settings, resume=resume)
         metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
     if not is_first_process():
         return

@@ -19,23 +19,12 @@ from jem_hf.demo.chain import MAX_GUIDANCE, MAX_IMAGES, MAX_SEED, MAX_STEPS, Dra
 from jem_hf.demo.html import readable
 from jem_hf.hub.zoo import list_models, model_info
 
-CSS = Path(jem_hf.demo.__file__).with_name("page.css")  # this file may be another one, a Space's app.py
+FILES = Path(jem_hf.demo.__file__).parent  # not beside this file, which may be a Space's app.py
 EITHER = ""
 MAX_WAITING = 24  # visitors in the queue
 MAX_FILE_SIZE = "10mb"
 FONTS = ["system-ui", "sans-serif"]
 MONOSPACE = ["ui-monospace", "monospace"]
-# names for screen readers, and arrow keys: Gradio gives each radio button a group of its own
-LABELS = """() => {
-  for (const group of document.querySelectorAll("fieldset")) {
-    const name = group.querySelector("[data-testid=block-info]").textContent.trim();
-    group.setAttribute("role", "radiogroup");
-    group.setAttribute("aria-label", name);
-    group.addEventListener("focusin", () => group.querySelectorAll("input").forEach(input => input.name = name));
-  }
-  for (const id of ["made", "tagged", "edited", "compared"])
-    document.getElementById(id)?.setAttribute("aria-live", "polite");
-}"""
 
 
 def create_page(model: str) -> gr.Blocks:
@@ -58,14 +47,14 @@ def create_page(model: str) -> gr.Blocks:
         if len(names) > 1:
             with gr.Tab("Compare"):
                 _compare(names)
-        page.load(fn=None, js=LABELS)
+        page.load(fn=None, js=(FILES / "labels.js").read_text())
     return page.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
 
 
 def launch(page: gr.Blocks, **kwargs):
     """Serve the page; keywords go to `gr.Blocks.launch`. Nothing is asked of any other host."""
     theme = gr.themes.Soft(primary_hue="indigo", secondary_hue="indigo", font=FONTS, font_mono=MONOSPACE)
-    looks = dict(theme=theme, css_paths=CSS, footer_links=[])
+    looks = dict(theme=theme, css_paths=FILES / "page.css", footer_links=[])
     return page.launch(**looks, max_file_size=MAX_FILE_SIZE, ssr_mode=False, share=False, **kwargs)
 
 
