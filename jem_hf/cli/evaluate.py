@@ -2,7 +2,6 @@
 
 import sys
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +12,7 @@ from ..metrics.tables import tables
 from ..training.recipes import load_evaluation_splits
 from .shared import (
     FIELDS,
+    Folder,
     Json,
     Model,
     ProgressBars,
@@ -22,7 +22,6 @@ from .shared import (
     is_first_process,
     load_with_processor,
     name_or_path,
-    path,
     print_json,
     say,
 )
@@ -36,19 +35,12 @@ from .shared import (
 def evaluate_model(
     context: typer.Context,
     model: Model,
-    dataset: Annotated[
-        str, typer.Option(parser=name_or_path, help="avatars, a dataset id on the Hub, or a folder.")
-    ] = "avatars",
+    dataset: Annotated[str, typer.Option(parser=name_or_path, help="avatars, a Hub id or a folder.")] = "avatars",
     split: Annotated[str, typer.Option(help="Split to test on.")] = "test",
     prediction_only: Annotated[bool, typer.Option("--prediction-only", help="No generation, no energy.")] = False,
     num_images: Annotated[int, typer.Option(min=8, help="Images drawn for each kind of request.")] = 512,
-    num_cas: Annotated[
-        int | None,
-        typer.Option(min=0, help="Images drawn to train a classifier on; default: 4 times --num-images."),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", parser=path, help="Folder of report.md, report.json and pictures.")
-    ] = None,
+    num_cas: Annotated[int | None, typer.Option(min=0, help="More, for a classifier; default: 4 times that.")] = None,
+    output: Folder = None,
     as_json: Json = False,
 ):
     """Measure a model beside a classifier of the same network; an independent oracle judges its images."""

@@ -46,13 +46,14 @@ def generate(
     as_json: Json = False,
 ):
     """Draw images for a combination of attributes into a grid."""
-    check_image_file(output)
     settings = None if sampler_kwargs is None else read_yaml(sampler_kwargs, "--sampler-kwargs")
     if not isinstance(settings, dict | None):
         raise ValueError(f"--sampler-kwargs is a mapping such as '{{step_size: 0.01}}', not {sampler_kwargs!r}")
-    pipe = AttributeConditionalGenerationPipeline(load_model(model))
-    num_steps = pipe.model.chain_settings(steps)["num_steps"]
-    arguments = dict(
+    _draw(
+        model,
+        request,
+        output,
+        as_json,
         num_images=num_images,
         to=to,
         num_candidates=candidates,
@@ -63,7 +64,6 @@ def generate(
         sampler=sampler,
         sampler_kwargs=settings,
     )
-    _draw(pipe, request, num_steps, output, as_json, arguments)
 
 
 @app.command()
@@ -82,11 +82,11 @@ def edit(
     as_json: Json = False,
 ):
     """Change attributes of an image, or fill in what a mask covers."""
-    check_image_file(output)
-    pipe = AttributeConditionalGenerationPipeline(load_model(model))
-    is_masked = mask is not None
-    num_steps = pipe.model.edit_settings(1.0 if is_masked else strength, is_masked, steps)["num_steps"]
-    arguments = dict(
+    _draw(
+        model,
+        request,
+        output,
+        as_json,
         num_images=num_images,
         image=image,
         strength=strength,
@@ -96,19 +96,19 @@ def edit(
         seed=seed,
         num_inference_steps=steps,
     )
-    _draw(pipe, request, num_steps, output, as_json, arguments)
 
 
-def _draw(
-    pipe: AttributeConditionalGenerationPipeline,
-    request: str,
-    num_steps: int,
-    output: Path,
-    as_json: bool,
-    arguments: dict,
-) -> None:
-    """The images of one request as a grid, with a progress bar of `num_steps`."""
-    with typer.progressbar(length=num_steps, file=typer.get_text_stream("stderr")) as bar:
+def _draw(model: str, request: str, output: Path, as_json: bool, **arguments) -> None:
+    """Images of one request as a grid; `arguments` are the pipeline's."""
+    check_image_file(output)
+    pipe = AttributeConditionalGenerationPipeline(load_model(model))
+    steps = arguments["num_inference_steps"]
+    if "image" in arguments:
+        is_masked = arguments["mask"] is not None
+        settings = pipe.model.edit_settings(1.0 if is_masked else arguments["strength"], is_masked, steps)
+    else:
+        settings = pipe.model.chain_settings(steps)
+    with typer.progressbar(length=settings["num_steps"], file=typer.get_text_stream("stderr")) as bar:
         drawn = pipe(request, callback=lambda *chain: bar.update(1), **arguments)
     output.parent.mkdir(parents=True, exist_ok=True)
     scale = max(1, 96 // pipe.model.config.image_size)

@@ -63,6 +63,7 @@ def name_or_path(text: str) -> str:
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 Model = Annotated[str, typer.Argument(parser=name_or_path, help="Zoo name, Hub id or folder.")]
+Folder = Annotated[Path | None, typer.Option("--output", "-o", parser=path, help="Folder of the results.")]
 ImageFile = Annotated[Path, typer.Option("--output", "-o", parser=path, help="File of the grid, such as a PNG.")]
 FIELDS = {"allow_extra_args": True, "ignore_unknown_options": True}  # context settings, see `fields_of`
 

@@ -4,7 +4,6 @@ import os
 import sys
 import time
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +13,7 @@ from ..metrics.tables import tables
 from ..training import recipes
 from .shared import (
     FIELDS,
+    Folder,
     Json,
     ProgressBars,
     app,
@@ -30,7 +30,7 @@ from .shared import (
 
 @app.command()
 def quickstart(
-    output: Annotated[Path, typer.Option("--output", "-o", parser=path, help="Folder of the results.")] = "quickstart",
+    output: Folder = "quickstart",
     max_steps: Annotated[int | None, typer.Option(min=1, help="Fewer steps for a first look.")] = None,
     num_train: Annotated[int | None, typer.Option(min=1, help="Fewer training images.")] = None,
     num_images: Annotated[int, typer.Option(min=8, help="Images drawn for each kind of request.")] = 256,
@@ -59,9 +59,7 @@ def quickstart(
 )
 def train(
     context: typer.Context,
-    recipe: Annotated[
-        str, typer.Argument(parser=name_or_path, help="A YAML file, or the name of one in training/recipes.")
-    ],
+    recipe: Annotated[str, typer.Argument(parser=name_or_path, help="A YAML file, or a name in training/recipes.")],
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in output_dir.")] = False,
     as_json: Json = False,
 ):
