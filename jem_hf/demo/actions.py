@@ -97,24 +97,17 @@ class Actions:
             output = self.pipeline.model(pixels)
         energy, scores = output.energy.item(), output.logits.sigmoid()[0].tolist()
         rows = sorted(zip(map(html.readable, self.config.label_names), scores), key=lambda row: -row[1])
-        seen = html.figure(JemImageProcessor.to_pil(pixels)[0], "The part of your image that the model sees")
         size = f"{self.config.image_size}x{self.config.image_size}"
-        quantiles = self.report.get("test_energy_quantiles")
-        among = html.energy_among(energy, quantiles) if quantiles else ""
-        ece = self.report.get("prediction", {}).get("ece")
-        calibration = (
-            ""
-            if ece is None
-            else html.note(
-                f"On test images these probabilities are off by {100 * ece:.2g} percentage points "
-                "(expected calibration error)."
-            )
-        )
-        return (
-            f'<div class="pair"><div class="seen">{seen}{html.note(f"The model sees this much, at {size} pixels.")}'
-            f"</div><div><p>Energy {energy:.2f}</p>{among}</div></div>"
-            f"<h3>Attributes</h3>{html.bars(rows, wide=True)}{calibration}"
-        )
+        seen = html.figure(JemImageProcessor.to_pil(pixels)[0], "The part of your image that the model sees")
+        seen += html.note(f"The model sees this much, at {size} pixels.")
+        text = f"<p>Energy {energy:.2f}</p>"
+        if quantiles := self.report.get("test_energy_quantiles"):
+            text += html.energy_among(energy, quantiles)
+        bars = html.bars(rows, wide=True)
+        if ece := self.report.get("prediction", {}).get("ece"):
+            off = f"{100 * ece:.2g} percentage points (expected calibration error)"
+            bars += html.note(f"On test images these probabilities are off by {off}.")
+        return f'<div class="pair"><div class="seen">{seen}</div><div>{text}</div></div><h3>Attributes</h3>{bars}'
 
     def edit(
         self, path: str | None, on: list[str], off: list[str], strength: float, seed: int
