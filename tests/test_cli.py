@@ -325,7 +325,7 @@ def test_outputs_of_many_kinds(trained, ending):
     "args, path",
     [
         (("generate", "~/model", "Hat"), "model"),
-        (("edit", "~/model", "a.png", "Hat"), "model"),
+        (("edit", "~/model", AVATAR, "Hat"), "model"),
         (("edit", "jem-avatars", "~/a.png", "Hat"), "a.png"),
         (("edit", "jem-avatars", AVATAR, "Hat", "--mask=~/mask.png"), "mask.png"),
         (("predict", "~/model", AVATAR), "model"),

@@ -17,6 +17,7 @@ from .shared import (
     ImageFile,
     Json,
     Model,
+    ProgressBars,
     app,
     check_image_file,
     load_model,
@@ -46,6 +47,7 @@ def generate(
     as_json: Json = False,
 ):
     """Draw images for a combination of attributes into a grid."""
+    check_image_file(output)
     settings = None if sampler_kwargs is None else read_yaml(sampler_kwargs, "--sampler-kwargs")
     if not isinstance(settings, dict | None):
         raise ValueError(f"--sampler-kwargs is a mapping such as '{{step_size: 0.01}}', not {sampler_kwargs!r}")
@@ -82,6 +84,10 @@ def edit(
     as_json: Json = False,
 ):
     """Change attributes of an image, or fill in what a mask covers."""
+    check_image_file(output)
+    for file in (image, mask):
+        if file is not None:
+            read_image(file)  # one that is no image ends the command before any work
     _draw(
         model,
         request,
@@ -100,7 +106,6 @@ def edit(
 
 def _draw(model: str, request: str, output: Path, as_json: bool, **arguments) -> None:
     """Images of one request as a grid; `arguments` are the pipeline's."""
-    check_image_file(output)
     pipe = AttributeConditionalGenerationPipeline(load_model(model))
     steps = arguments["num_inference_steps"]
     if "image" in arguments:
@@ -108,8 +113,9 @@ def _draw(model: str, request: str, output: Path, as_json: bool, **arguments) ->
         settings = pipe.model.edit_settings(1.0 if is_masked else arguments["strength"], is_masked, steps)
     else:
         settings = pipe.model.chain_settings(steps)
-    with typer.progressbar(length=settings["num_steps"], file=typer.get_text_stream("stderr")) as bar:
-        drawn = pipe(request, callback=lambda *chain: bar.update(1), **arguments)
+    num_steps = settings["num_steps"]
+    with ProgressBars() as progress:
+        drawn = pipe(request, callback=lambda *state: progress("steps", state[-1].step + 1, num_steps), **arguments)
     output.parent.mkdir(parents=True, exist_ok=True)
     scale = max(1, 96 // pipe.model.config.image_size)
     image_grid([item.pop("image") for item in drawn], scale=scale).save(output)
