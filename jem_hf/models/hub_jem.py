@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -42,22 +43,32 @@ class OnHub:
 
         Raises:
             ValueError: a model of the zoo that has no weights yet.
-            OSError: nothing of that name, or a file that is not what its hash says.
+            OSError: nothing of that name, a file in place of its folder, or one that is not what its hash says.
         """
         name, declared = pretrained_model_name_or_path, {}
-        if name is not None and OnHub.resolve is not None:
-            name, kwargs, declared = OnHub.resolve(name, cls.checkpoint_files, kwargs)
-        if name is not None and not Path(name).exists():
-            kwargs = _checked_download(str(name), cls.checkpoint_files, kwargs, declared)
-        elif name is not None and Path(name).is_dir():
-            file = Path(name, kwargs.get("subfolder") or "", cls.checkpoint_files[0])
-            if not file.is_file():
-                raise OSError(f"{file.parent} has no {file.name}: give the folder of a checkpoint")
+        if name is not None:
+            name = os.path.expanduser(name)
+            if OnHub.resolve is not None:
+                name, kwargs, declared = OnHub.resolve(name, cls.checkpoint_files, kwargs)
+            folder = Path(name, kwargs.get("subfolder") or "")
+            if not Path(name).exists():
+                kwargs = _checked_download(name, cls.checkpoint_files, kwargs, declared)
+            elif Path(name).is_file():
+                raise OSError(f"{name} is a file: give the folder that it is in, {Path(name).parent}")
+            elif not (folder / cls.checkpoint_files[0]).is_file():
+                raise OSError(f"{folder} has no {cls.checkpoint_files[0]}: give the folder of a checkpoint")
         loaded = super().from_pretrained(name, *args, **kwargs)
         if cls._is_model():
             model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
             model._revision = kwargs.get("revision")
         return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
+        """Save to a folder, see transformers. Raises `OSError` for a file."""
+        folder = os.path.expanduser(save_directory)
+        if os.path.isfile(folder):
+            raise OSError(f"{folder} is a file: give a folder to save to")
+        return super().save_pretrained(folder, *args, **kwargs)
 
     def push_to_hub(
         self,

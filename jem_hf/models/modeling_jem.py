@@ -131,13 +131,7 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
             parts = pixel_values.split(batch_size)
             settings = dict(use_reentrant=False, preserve_rng_state=False)
             return torch.cat([checkpoint(self.potentials, part, **settings) for part in parts])
-        config = self.config
-        expected = (config.num_channels, config.image_size, config.image_size)
-        if tuple(pixel_values.shape[1:]) != expected:
-            raise ValueError(
-                f"images of shape (batch, {', '.join(map(str, expected))}) expected, not {tuple(pixel_values.shape)}: "
-                "resize them with JemImageProcessor"
-            )
+        self._check_pixels(pixel_values)
         return self.head(self.backbone(pixel_values.to(self.dtype)))
 
     def label_distribution(
@@ -232,16 +226,34 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
 
     def log_odds(self, logits: torch.Tensor) -> torch.Tensor:
         """(B, L), one for each of `config.id2label`, from logits (B, K, V) whose softmax is the prediction."""
-        columns = []
-        for k, names in enumerate(self.config.named_values.values()):
-            if names is None:
-                columns.append(logits[:, k, 1] - logits[:, k, 0])
-                continue
-            values = logits[:, k, : len(names)]
-            for v in range(values.shape[1]):
-                others = torch.cat([values[:, :v], values[:, v + 1 :]], dim=1)
-                columns.append(values[:, v] - others.logsumexp(1))
-        return torch.stack(columns, dim=1)
+        num_values = logits.shape[-1]
+        own = torch.eye(num_values, dtype=torch.bool, device=logits.device)
+        others = logits[:, :, None].expand(-1, -1, num_values, -1).masked_fill(own, -torch.inf).logsumexp(-1)
+        shown = [range(1, 2) if names is None else range(len(names)) for names in self.config.named_values.values()]
+        places = [(k, v) for k, values in enumerate(shown) for v in values]
+        k, v = torch.tensor(places, device=logits.device).unbind(1)
+        return logits[:, k, v] - others[:, k, v]
+
+    def _check_pixels(self, pixel_values: torch.Tensor) -> None:
+        """Raise `ValueError` unless these can be images (B, C, H, W) in [-1, 1], or such images on their way."""
+        config = self.config
+        expected = (config.num_channels, config.image_size, config.image_size)
+        if not isinstance(pixel_values, torch.Tensor) or pixel_values.shape[1:] != expected:
+            raise ValueError(
+                f"images of shape (batch, {', '.join(map(str, expected))}) expected, not "
+                f"{tuple(getattr(pixel_values, 'shape', ()))}: resize them with JemImageProcessor"
+            )
+        is_scaled = pixel_values.is_floating_point()
+        # the images of a chain carry a gradient, and a look at their values would wait for the device in every step;
+        # they leave [-1, 1] too, but none is without a negative pixel and has one above 2
+        if is_scaled and not pixel_values.requires_grad and pixel_values.numel():
+            low, high = pixel_values.detach().aminmax()
+            is_scaled = not bool((low >= 0) & (high > 2))
+        if not is_scaled:
+            raise ValueError(
+                f"images are floats in [-1, 1], and these are {pixel_values.dtype} from 0 on: scale those of 0 to 255 "
+                "by x / 127.5 - 1, or use JemImageProcessor"
+            )
 
     def _checked(self, labels: torch.Tensor, num_images: int | None = None) -> torch.Tensor:
         sizes = self.config.num_values
