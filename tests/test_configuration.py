@@ -31,7 +31,7 @@ def test_order_of_attributes_survives(tmp_path):
         ({"attributes": ["Hair"], "attribute_values": {"Hair": ["a"]}}, "'Hair' needs at least two"),
         ({"attributes": ["Hair"], "attribute_values": {"Hair": ["a", "a"]}}, "'Hair' needs at least two"),
         ({"attributes": ["Hat"], "novel_combinations": [{"Hut": True}]}, "did you mean 'Hat'"),
-        ({"attributes": ["Hat"], "novel_combinations": [{"Hat": "red"}]}, "'Hat' has the values"),
+        ({"attributes": ["Hat"], "novel_combinations": [{"Hat": "red"}]}, "attribute 'Hat' has no value 'red'"),
         ({"attributes": ["A"], "backbone": "resnet_of_dreams"}, "unknown backbone 'resnet_of_dreams'"),
         ({"attributes": ["A"], "head": "produkt"}, "did you mean 'product'"),
         ({"attributes": ["A"], "sampler": "langevine"}, "did you mean 'langevin'"),

@@ -60,7 +60,7 @@ def edit(
     as_json: Json = False,
 ):
     """Change attributes of an image, or fill in what a mask covers."""
-    from ..models.image_processing_jem import read_image
+    from ..models.image_processing_jem import open_image
 
     _draw(
         model,
@@ -68,9 +68,9 @@ def edit(
         output,
         as_json,
         num_images=num_images,
-        image=read_image(image),
+        image=open_image(image),
         strength=strength,
-        mask=None if mask is None else read_image(mask),
+        mask=None if mask is None else open_image(mask),
         guidance_scale=guidance,
         hold_scale=hold,
         seed=seed,

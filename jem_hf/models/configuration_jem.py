@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .hub_jem import IS_REMOTE_CODE, OnHub
-from .values_jem import BINARY, as_number, label_of, nearest_name, value_of
+from .values_jem import BINARY, as_float, label_of, nearest_name, value_of
 
 SMALLEST = dict(image_size=1, num_channels=1, num_inference_steps=1, flow_time=0, step_size=0, noise_scale=0)
 CHOICES = {
@@ -143,8 +143,8 @@ class JemConfig(OnHub, PreTrainedConfig):
 
     def _check_numbers(self):
         for field, smallest in SMALLEST.items():
-            as_number(field, getattr(self, field), smallest)
-        as_number("guidance_scale", self.guidance_scale)
+            as_float(field, getattr(self, field), smallest)
+        as_float("guidance_scale", self.guidance_scale)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

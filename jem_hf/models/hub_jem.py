@@ -32,7 +32,8 @@ IS_REMOTE_CODE = __name__.startswith("transformers_modules.")
 class OnHub:
     """Mixin of configuration, model and image processor: names of the zoo, downloads that are checked, uploads."""
 
-    checkpoint_files = ()
+    checkpoint_files: tuple[str, ...] = ()
+    remote_code: dict = {}  # what the first of these files says of the code beside it
     resolve = None  # hub.zoo sets it: (name, files, arguments) -> (folder or Hub id, arguments, SHA-256 by file)
     write_card = None  # hub.zoo sets it: (folder, config, name) -> a card for a model that has none
 
@@ -63,12 +64,21 @@ class OnHub:
             model._revision = kwargs.get("revision")
         return loaded
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
-        """Save to a folder, see transformers. Raises `OSError` for a file."""
-        folder = os.path.expanduser(save_directory)
-        if os.path.isfile(folder):
+    def save_pretrained(self, save_directory: str | os.PathLike, *, code: bool = True, **kwargs):
+        """
+        Save to a folder, see transformers; unless `code` is False with all that makes it work without `jem_hf`.
+
+        Raises:
+            OSError: a file in place of the folder.
+        """
+        folder = Path(save_directory).expanduser()
+        if folder.is_file():
             raise OSError(f"{folder} is a file: give a folder to save to")
-        return super().save_pretrained(folder, *args, **kwargs)
+        saved = super().save_pretrained(folder, **kwargs)
+        if self.remote_code and code and kwargs.get("is_main_process", True):
+            save_code(folder)
+            update_json(folder / self.checkpoint_files[0], self.remote_code)
+        return saved
 
     def push_to_hub(
         self,

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling
 
-from .hub_jem import PROCESSOR_AUTO_MAP, OnHub, save_code, update_json
+from .hub_jem import PROCESSOR_AUTO_MAP, OnHub
 
 MAX_ASPECT_RATIO = 200
 ADDRESSES = ("http://", "https://", "data:")
@@ -159,6 +159,7 @@ class JemImageProcessor(OnHub, TorchvisionBackend):
     """
 
     checkpoint_files = ("preprocessor_config.json",)
+    remote_code = {"auto_map": PROCESSOR_AUTO_MAP}
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_STANDARD_MEAN
     image_std = IMAGENET_STANDARD_STD
@@ -170,14 +171,6 @@ class JemImageProcessor(OnHub, TorchvisionBackend):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
-
-    def save_pretrained(self, save_directory, *, code: bool = True, **kwargs):
-        """Save `preprocessor_config.json` and, unless `code` is False, what makes it work without `jem_hf`."""
-        saved = super().save_pretrained(save_directory, **kwargs)
-        if code:
-            save_code(Path(saved[0]).parent)
-            update_json(saved[0], {"auto_map": PROCESSOR_AUTO_MAP})
-        return saved
 
     def to_dict(self):
         content = super().to_dict()

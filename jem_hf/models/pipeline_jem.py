@@ -1,14 +1,17 @@
 """`pipeline("attribute-conditional-generation")`: requests and noise, a chain, images."""
 
+from collections.abc import Mapping
+
 import torch
 from transformers import Pipeline
 
 from .image_processing_jem import ImageSource, JemImageProcessor, open_image, to_mask, to_rgb
 from .requests_jem import Composition, Request, parse_composition, parse_request
 from .sampling_jem import NEVER, Condition, initial_noise
-from .values_jem import as_number, as_python, value_of
+from .values_jem import as_float, as_int, as_python, nearest_name, shown, value_of
 
 BATCH_SIZE = 64
+MAX_SEED = 2**64 - 1
 WHOLE_NUMBERS = ("num_images", "num_candidates", "num_inference_steps", "batch_size")
 NUMBERS = ("guidance_scale", "strength", "hold_scale")
 OF_DRAWINGS = ("free_attributes", "sampler", "sampler_kwargs", "label_sampler")
@@ -70,10 +73,9 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         Raises:
             ValueError: an empty list, an unknown attribute or value, a contradiction, an argument out of its range.
         """
-        size = next(each for each in (batch_size, self._batch_size, BATCH_SIZE) if each is not None)
-        _, forward, postprocess = self._sanitize_parameters(
-            batch_size=as_number("batch_size", size, 1, whole=True), **kwargs
-        )
+        if batch_size is None:
+            batch_size = BATCH_SIZE if self._batch_size is None else self._batch_size
+        _, forward, postprocess = self._sanitize_parameters(batch_size=batch_size, **kwargs)
         forward, postprocess = self._forward_params | forward, self._postprocess_params | postprocess
         is_one = isinstance(requests, str) or hasattr(requests, "keys") or not hasattr(requests, "__iter__")
         compositions = [self._composition(each, forward) for each in ([requests] if is_one else requests)]
@@ -94,27 +96,7 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         return self.model.push_to_hub(repo_id, **kwargs)
 
     def _sanitize_parameters(self, return_tensors: bool | None = None, **given):
-        given = {name: value for name, value in given.items() if value is not None}
-        if unknown := given.keys() - KNOWN:
-            raise TypeError(
-                f"unknown argument {min(unknown)!r}; known: {', '.join(sorted(KNOWN | {'return_tensors'}))}"
-            )
-        if "seed" in given and "generator" in given:
-            raise ValueError("give a seed or a generator, not both")
-        if unused := [name for name in (OF_DRAWINGS if "image" in given else OF_EDITS) if name in given]:
-            raise ValueError(f"{', '.join(unused)}: only {'without' if 'image' in given else 'with'} an image to edit")
-        if "to" in given and ("image" in given or "num_candidates" in given):
-            raise ValueError("to goes with requests alone: leave image and num_candidates out")
-        for name in given.keys() & {*WHOLE_NUMBERS}:
-            given[name] = as_number(name, given[name], 1, whole=True)
-        for name in given.keys() & {*NUMBERS}:
-            given[name] = as_number(name, given[name])
-        if "seed" in given:
-            given["seed"] = as_number("seed", given["seed"], 0, 2**64 - 1, whole=True)
-        if not isinstance(given.get("generator", torch.default_generator), torch.Generator):
-            raise ValueError(f"generator is a torch.Generator, not {given['generator']!r}")
-        if "sampler_kwargs" in given:
-            given["sampler_kwargs"] = {name: as_python(value) for name, value in dict(given["sampler_kwargs"]).items()}
+        given = _checked({name: value for name, value in given.items() if value is not None})
         if "to" in given:
             given["to"] = parse_request(given["to"], self.model.config)
         if "image" in given:
@@ -136,7 +118,7 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         if opened.size != size:
             (width, height), (mask_width, mask_height) = size, opened.size
             raise ValueError(
-                f"the mask has {mask_width}x{mask_height} pixels and its image {width}x{height}: give one of that size"
+                f"the mask has {mask_width}x{mask_height} pixels and its image {width}x{height}: make both of one size"
             )
         inside = self._pixels(to_mask(opened)).mean(1, keepdim=True) > 0
         if not inside.any():
@@ -179,18 +161,18 @@ class AttributeConditionalGenerationPipeline(Pipeline):
 
     def _draw(self, inputs, num, generators, batch_size, to=None, image=None, mask=None, **arguments):
         """Noise, chains, images, and what the model says of them: fields of shape (R, num, ...)."""
-        requested, weights = inputs["labels"], inputs["weights"]
+        config, requested, weights = self.model.config, inputs["labels"], inputs["weights"]
         weights = [None] * len(requested) if (weights == 1).all() else weights
-        free = arguments.get("free_attributes", self.model.config.free_attributes)
-        settings = dict(num=num, to=to, complete=free == "complete" and image is None)
-        starts = [self._start(*each, **settings) for each in zip(requested, weights, generators)]
-        if not self._draws_along(arguments.get("sampler"), free):
+        free = arguments.get("free_attributes", config.free_attributes)
+        complete = free == "complete" and image is None
+        requests = zip(requested, weights, generators)
+        starts = [self._start(*request, num=num, to=to, complete=complete) for request in requests]
+        if (arguments.get("sampler", config.sampler), config.head) == ("flow", "product") and free != "gibbs":
+            # what draws nothing along its chain can share one with others
             starts = _regrouped(starts, batch_size)
             generators = [None] * len(starts)
-        chains = [
-            self._chain(start, image, mask, generator=generator, batch_size=batch_size, **arguments)
-            for start, generator in zip(starts, generators)
-        ]
+        arguments |= dict(image=image, mask=mask, batch_size=batch_size)
+        chains = [self._chain(start, generator=each, **arguments) for start, each in zip(starts, generators)]
         x, labels = (torch.cat(ends) for ends in zip(*chains))
         requested = requested.repeat_interleave(num, 0)
         if to is not None:  # each image is closer to the one or the other
@@ -199,11 +181,6 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         parts = zip(*(each.split(batch_size) for each in (x.clamp(-1, 1), requested, labels)))
         scores = [self._scores(*part) for part in parts]
         return {name: torch.cat([each[name] for each in scores]).unflatten(0, (-1, num)) for name in scores[0]}
-
-    def _draws_along(self, sampler: str | None, free: str) -> bool:
-        """Whether chains draw on their way, and not at their start alone: each request then has a chain of its own."""
-        config = self.model.config
-        return (sampler or config.sampler, config.head) != ("flow", "product") or free == "gibbs"
 
     def _start(self, labels, weights, generator, num, to, complete) -> dict[str, torch.Tensor]:
         """Noise for `num` images of one request, and what they are to show: fields of a [`Condition`]."""
@@ -225,12 +202,12 @@ class AttributeConditionalGenerationPipeline(Pipeline):
 
     def _chain(self, start, image, mask, **arguments) -> tuple[torch.Tensor, torch.Tensor]:
         """Images and labels at the end of one chain."""
-        condition = Condition(**{name: field for name, field in start.items() if name != "noise"})
+        noise = start.pop("noise")
+        condition = Condition(**start)
         if image is None:
-            return self.model.generate(condition, noise=start["noise"], **arguments)
-        image = image.expand_as(start["noise"])
-        mask = None if mask is None else mask.expand(len(image), -1, -1, -1)
-        return self.model.edit(image, condition.labels, mask=mask, noise=start["noise"], **arguments)
+            return self.model.generate(condition, noise=noise, **arguments)
+        mask = None if mask is None else mask.expand(len(noise), -1, -1, -1)
+        return self.model.edit(image.expand_as(noise), condition.labels, mask=mask, noise=noise, **arguments)
 
     def _scores(self, x, requested, labels) -> dict[str, torch.Tensor]:
         """What the model says of images (B, C, H, W)."""
@@ -264,6 +241,32 @@ class AttributeConditionalGenerationPipeline(Pipeline):
             }
             for image, energy, probabilities, labels in zip(images, *fields)
         ]
+
+
+def _checked(given: dict) -> dict:
+    """The arguments of a call, with numbers as Python has them. Raises `ValueError` for what does not go together."""
+    if unknown := given.keys() - KNOWN:
+        raise TypeError(f"unknown argument {min(unknown)!r}{nearest_name(min(unknown), sorted(KNOWN))}")
+    if "seed" in given and "generator" in given:
+        raise ValueError("give a seed or a generator, not both")
+    if unused := [name for name in (OF_DRAWINGS if "image" in given else OF_EDITS) if name in given]:
+        raise ValueError(f"{', '.join(unused)}: only {'without' if 'image' in given else 'with'} an image to edit")
+    if "to" in given and ("image" in given or "num_candidates" in given):
+        raise ValueError("to goes with requests alone: leave image and num_candidates out")
+    for name, value in given.items():
+        if name in WHOLE_NUMBERS:
+            given[name] = as_int(name, value)
+        elif name in NUMBERS:
+            given[name] = as_float(name, value)
+        elif name == "seed":
+            given[name] = as_int(name, value, 0, MAX_SEED)
+        elif name == "generator" and not isinstance(value, torch.Generator):
+            raise ValueError(f"generator is a torch.Generator, not {shown(value)}: give a number as seed")
+        elif name == "sampler_kwargs":
+            if not isinstance(value, Mapping):
+                raise ValueError(f"sampler_kwargs is a dict such as {{'step_size': 0.01}}, not {shown(value)}")
+            given[name] = {key: as_python(each) for key, each in value.items()}
+    return given
 
 
 def _regrouped(starts: list[dict], size: int) -> list[dict]:

@@ -51,27 +51,40 @@ def as_python(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
-def as_number(
-    name: str, value: Any, smallest: float = -LARGEST, largest: float = LARGEST, whole: bool = False
-) -> int | float:
+def as_int(name: str, value: Any, smallest: int = 1, largest: float = LARGEST) -> int:
     """
-    A number in a range, of Python, numpy or torch, as a `float`, or, if `whole`, as an `int`: 2.0 is 2.
+    A whole number in a range, of Python, numpy or torch; 2.0 is one.
 
     Raises:
-        ValueError: no number, NaN, infinity, a fraction in place of a whole number, or one out of the range.
+        ValueError: no number, a fraction, NaN or infinity, or a number out of the range.
     """
-    found = as_python(value)
-    is_number = isinstance(found, Real) and not isinstance(found, bool) and smallest <= found <= largest
-    if is_number and not (whole and found % 1):
-        return int(found) if whole else float(found)
-    what = "whole number" if whole else "number"
-    if smallest == -LARGEST:
-        what = "finite number"
-    elif largest == LARGEST:
-        what += f" from {smallest} on"
-    else:
-        what += f" from {smallest} to {largest}"
-    raise ValueError(f"{name} is a {what}, not {shown(value)}")
+    number = as_python(value)
+    if not _is_number(number, smallest, largest) or number % 1:
+        raise ValueError(f"{name} is a whole number{_range(smallest, largest)}, not {shown(value)}")
+    return int(number)
+
+
+def as_float(name: str, value: Any, smallest: float = -LARGEST, largest: float = LARGEST) -> float:
+    """
+    A finite number in a range, of Python, numpy or torch.
+
+    Raises:
+        ValueError: no number, NaN or infinity, or a number out of the range.
+    """
+    number = as_python(value)
+    if not _is_number(number, smallest, largest):
+        raise ValueError(f"{name} is a finite number{_range(smallest, largest)}, not {shown(value)}")
+    return float(number)
+
+
+def _is_number(value: Any, smallest: float, largest: float) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(smallest <= value <= largest)
+
+
+def _range(smallest: float, largest: float) -> str:
+    if largest < LARGEST:
+        return f" from {smallest} to {largest}"
+    return f" from {smallest} on" if smallest > -LARGEST else ""
 
 
 def shown(value: Any) -> str:
