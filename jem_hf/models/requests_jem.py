@@ -260,7 +260,9 @@ def _weight(name: str, value: float | str) -> float:
     except ValueError:
         weight = 0.0
     if not 0 < weight < inf:
-        raise ValueError(f"{value!r} is not a weight of attribute {name!r}: write a number above 0")
+        raise ValueError(
+            f"{value!r} is not a weight of attribute {name!r}: write a number above 0, or True, False or None"
+        )
     return weight
 
 

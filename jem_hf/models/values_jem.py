@@ -29,7 +29,8 @@ def label_of(name: str, value: Any, values: list[str]) -> int:
         return value
     if isinstance(value, str):
         raise ValueError(f"attribute {name!r} has no value {value!r}{nearest_name(value, values)}")
-    raise ValueError(f"{shown(value)} is not a value of attribute {name!r}; choose from {', '.join(values)}")
+    known = f"{', '.join(values)}, or None where it is open"
+    raise ValueError(f"{shown(value)} is not a value of attribute {name!r}; choose from {known}")
 
 
 def value_of(label: int, values: list[str] | None) -> bool | str | None:
