@@ -117,10 +117,10 @@ class OnHub:
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, **kwargs)
             self._add_documents(Path(folder))
-            if (Path(folder) / "README.md").is_file():
-                address_card(Path(folder), repo_id, revision)
-            elif self._needs_card(api, repo_id, revision):
+            card = Path(folder, "README.md")
+            if not card.is_file() and self._needs_card(api, repo_id, revision):
                 OnHub.write_card(Path(folder), self, repo_id.split("/")[-1])
+            if card.is_file():
                 address_card(Path(folder), repo_id, revision)
             return api.upload_folder(
                 repo_id=repo_id,
@@ -174,13 +174,10 @@ def _checked_download(repo_id: str, files, kwargs: dict, declared: dict[str, str
 
 def file_hash(path: str | Path, like: str = 64 * "0") -> str:
     """SHA-256 of a file, or git's SHA-1 of it where `like` is 40 characters long."""
-    path = Path(path)
     is_git = len(like) == 40
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size) if is_git else hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    start = hashlib.sha1(b"blob %d\0" % Path(path).stat().st_size) if is_git else hashlib.sha256()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: start).hexdigest()
 
 
 def describe_files(folder: str | Path) -> list[dict]:

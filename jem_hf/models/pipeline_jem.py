@@ -1,6 +1,7 @@
 """`pipeline("attribute-conditional-generation")`: requests and noise, a chain, images."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from transformers import Pipeline
@@ -31,11 +32,9 @@ class AttributeConditionalGenerationPipeline(Pipeline):
     ```
     """
 
-    _load_processor = False
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    _load_processor = _load_image_processor = _load_video_processor = False
+    _load_feature_extractor = _load_tokenizer = False
+    model: Any  # a JemModel
 
     def __call__(self, requests: Request | list[Request], batch_size: int | None = None, **kwargs):
         """

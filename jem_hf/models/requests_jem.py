@@ -150,16 +150,18 @@ class _Parser:
         )
 
     def request(self) -> Predicate:
-        parts = [self.conjunction()]
-        while self.take("|"):
-            parts.append(self.conjunction())
+        parts = self.joined_by("|", self.conjunction)
         return lambda labels: max(part(labels) for part in parts)
 
     def conjunction(self) -> Predicate:
-        parts = [self.term()]
-        while self.take("&"):
-            parts.append(self.term())
+        parts = self.joined_by("&", self.term)
         return lambda labels: min(part(labels) for part in parts)
+
+    def joined_by(self, operator: str, rule: Callable[[], Predicate]) -> list[Predicate]:
+        parts = [rule()]
+        while self.take(operator):
+            parts.append(rule())
+        return parts
 
     def term(self) -> Predicate:
         if self.take("~"):
@@ -213,12 +215,10 @@ class _Parser:
 
 def _bounded(predicate: Predicate, max_calls: int) -> Predicate:
     """The same, until it was asked too often: what a request means can take exponential time to find."""
-    calls = 0
+    calls = iter(range(max_calls))
 
     def bounded(labels):
-        nonlocal calls
-        calls += 1
-        if calls > max_calls:
+        if next(calls, None) is None:
             raise ValueError("the request is too intricate: name fewer attributes, or ask for its parts one by one")
         return predicate(labels)
 
@@ -260,9 +260,7 @@ def _weight(name: str, value: float | str) -> float:
     except ValueError:
         weight = 0.0
     if not 0 < weight < inf:
-        raise ValueError(
-            f"{value!r} is not a weight of attribute {name!r}: write a number above 0, or True, False or None"
-        )
+        raise ValueError(f"{value!r} is not a weight of attribute {name!r}: write a number above 0, or a value")
     return weight
 
 
