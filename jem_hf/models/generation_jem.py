@@ -30,6 +30,7 @@ class SamplingMixin:
     label_prior: PairwiseLabelPrior
     label_distribution: Callable[..., LabelDistribution]
     _checked: Callable[..., torch.Tensor]
+    _check_pixels: Callable[[torch.Tensor], None]
 
     @torch.no_grad()
     def generate(

@@ -39,7 +39,7 @@ def open_image(
     """
     if isinstance(source, str | Path):
         try:
-            file = io.BytesIO(urlopen(source, timeout=60).read()) if str(source).startswith(ADDRESSES) else source
+            file = io.BytesIO(urlopen(str(source), timeout=60).read()) if str(source).startswith(ADDRESSES) else source
             with Image.open(file, formats=formats) as image:
                 return _upright(image, max_pixels)
         except Exception as error:  # of many kinds: PIL's and those of its decoders

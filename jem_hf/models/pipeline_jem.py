@@ -124,7 +124,7 @@ class AttributeConditionalGenerationPipeline(Pipeline):
             raise ValueError("the mask has nothing white in the part of the image that the model sees, its centre")
         return inside
 
-    def _composition(self, request: Request, arguments: dict) -> Composition:
+    def _composition(self, request: Any, arguments: dict) -> Composition:
         composition = parse_composition(request, self.model.config)
         is_plain = len(composition.alternatives) == 1 and all(weight == 1 for weight in composition.weights)
         if ("to" in arguments or "image" in arguments) and not is_plain:

@@ -79,7 +79,7 @@ def as_float(name: str, value: Any, smallest: float = -LARGEST, largest: float =
 
 
 def _is_number(value: Any, smallest: float, largest: float) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and bool(smallest <= value <= largest)
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(smallest <= value <= largest)  # type: ignore[operator]
 
 
 def _range(smallest: float, largest: float) -> str:
