@@ -309,6 +309,13 @@ def test_images_are_turned_upright(tmp_path):
     assert open_image(str(tmp_path / "turned.jpg")).size == (20, 30)
 
 
+def test_the_page_sees_images_as_the_pipeline_does(tmp_path):
+    Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.fromarray(np.full((9, 9), 128 * 257, np.uint16)).save(tmp_path / "deep.png")
+    assert open_image(str(tmp_path / "clear.png")).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(str(tmp_path / "deep.png")).getpixel((0, 0)) == (128, 128, 128)
+
+
 def test_models_are_compared_by_the_same_noise(folder, actions):
     page = compare([str(folder), str(folder)], ["Hat"], [], Drawing("", seed=2, num_images=2))
     files = downloads(page)

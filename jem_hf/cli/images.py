@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 import typer
 
-from ..models.image_processing_jem import JemImageProcessor, read_image
+from ..models.image_processing_jem import JemImageProcessor, open_image, read_image
 from ..models.modeling_jem import JemModel
 from ..models.pipeline_jem import AttributeConditionalGenerationPipeline
 from ..models.requests_jem import parse_request
@@ -44,6 +44,9 @@ def generate(
     free: Annotated[str | None, typer.Option(help="Free attributes: complete, gibbs or marginalise.")] = None,
     sampler: Annotated[str | None, typer.Option(help="flow, langevin, mala, hmc, mixed_hmc, ...")] = None,
     sampler_kwargs: Annotated[str | None, typer.Option(help='Its arguments, such as "{step_size: 0.01}".')] = None,
+    label_sampler: Annotated[
+        str | None, typer.Option(help="How labels that interact are drawn: gibbs or gibbs_with_gradients.")
+    ] = None,
     as_json: Json = False,
 ):
     """Draw images for a combination of attributes into a grid."""
@@ -65,6 +68,7 @@ def generate(
         free_attributes=free,
         sampler=sampler,
         sampler_kwargs=settings,
+        label_sampler=label_sampler,
     )
 
 
@@ -85,18 +89,15 @@ def edit(
 ):
     """Change attributes of an image, or fill in what a mask covers."""
     check_image_file(output)
-    for file in (image, mask):
-        if file is not None:
-            read_image(file)  # one that is no image ends the command before any work
     _draw(
         model,
         request,
         output,
         as_json,
         num_images=num_images,
-        image=image,
+        image=open_image(image),
         strength=strength,
-        mask=mask,
+        mask=None if mask is None else open_image(mask),
         guidance_scale=guidance,
         hold_scale=hold,
         seed=seed,

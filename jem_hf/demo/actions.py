@@ -9,11 +9,11 @@ from html import escape
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..models.configuration_jem import JemConfig
 from ..models.hub_jem import source_folder
-from ..models.image_processing_jem import JemImageProcessor
+from ..models.image_processing_jem import JemImageProcessor, read_image
 from ..models.modeling_jem import JemModel
 from ..models.pipeline_jem import AttributeConditionalGenerationPipeline
 from ..models.requests_jem import format_request, parse_composition, parse_request
@@ -221,16 +221,16 @@ def is_request(request: str, config: JemConfig) -> bool:
 
 
 def open_image(path: str | None) -> Image.Image:
-    """An image file, upright, in RGB. Raises `ValueError` for what is none, or too large."""
+    """An image file in RGB. Raises `ValueError` for what is none, or too large."""
     if path is None:
         raise ValueError("drop an image first")
     try:
-        image = Image.open(path, formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"the image has more than {MAX_PIXELS // 10**6} million pixels: give a smaller one")
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError("this file is no image that can be read: give a PNG, JPEG, WebP, GIF or BMP") from error
+        return read_image(path, FORMATS, MAX_PIXELS)
+    except ValueError as error:  # which names a path of this machine
+        raise ValueError(
+            "this file is no image that can be read: give a PNG, JPEG, WebP, GIF or BMP of at most "
+            f"{MAX_PIXELS / 1e6:g} million pixels"
+        ) from error
 
 
 def enlarged(image: Image.Image, size: int = 384) -> Image.Image:
