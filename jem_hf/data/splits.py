@@ -1,13 +1,46 @@
 """Which rows are trained on, tested on and held out: seeded splits as lists of indices, kept in JSON files."""
 
 import json
+from collections.abc import Callable, Iterable
 from itertools import combinations, product
 from pathlib import Path
 
 import torch
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    "novel": "novel",
+}
 
 _BOTH = "Male No_Beard Bangs Young Smiling Mouth_Slightly_Open".split()
 _HAIR = "Black_Hair Brown_Hair Blond_Hair".split()
+
+
+def split_name(word: str) -> str | None:
+    """What a split is called here, "validation" for "dev" for example; None for a word that names no split."""
+    return SPLIT_NAMES.get(word.strip().lower())
+
+
+def log_names(words: Iterable[str]) -> None:
+    """Say which splits are called otherwise here."""
+    renamed = [
+        f"{word!r} is {split_name(word)!r}" for word in sorted(set(words)) if split_name(word) not in (None, word)
+    ]
+    if renamed:
+        logger.warning(f"splits: {', '.join(renamed)}")
+
+
+def by_split(rows: Iterable, split_of: Callable) -> dict[str, list]:
+    """Rows by their splits: train, validation, test, novel and others, of those that there are."""
+    splits = {split: [] for split in SPLIT_NAMES.values()}
+    for row in rows:
+        splits.setdefault(split_of(row), []).append(row)
+    return {split: part for split, part in splits.items() if part}
 
 
 def random_split(num_rows: int, fractions: dict[str, float], seed: int = 0) -> dict[str, list[int]]:

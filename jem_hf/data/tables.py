@@ -1,0 +1,126 @@
+"""A table of labels, as people, pandas and Excel write it, to rows of cells: csv, tsv, jsonl or parquet."""
+
+import codecs
+import csv
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+Cell = str | list[str] | None
+
+
+def read_table(file: Path) -> list[tuple[int, dict[str, Cell]]]:
+    """
+    The rows of a table, each with the number of its line (in parquet, of its row).
+
+    A cell is text without spaces around it, a list of texts (jsonl and parquet only), or None where it is missing: an
+    empty cell, or null. Words such as "None", "NA" and "nan" are words. csv and tsv are separated by commas,
+    semicolons or tabs, whichever the header has most of, and are in UTF-8, UTF-16 or cp1252.
+
+    Raises:
+        ValueError: a table that is empty, a column that stands twice, a line that is not as long as the header or is
+            no JSON object; with file and line.
+    """
+    readers = {".jsonl": _json_rows, ".parquet": _parquet_rows}
+    rows = list(readers.get(file.suffix.lower(), _delimited_rows)(file))
+    if not rows:
+        raise ValueError(f"{file} has no rows: write the names of the columns into line 1 and one image a line below")
+    return rows
+
+
+def normalised(text: str) -> str:
+    """One spelling of characters that have several, and no spaces around them."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def decoded(file: Path) -> str:
+    """The text of a file, whichever encoding it is in."""
+    content = file.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")
+
+
+def _delimited_rows(file: Path) -> Iterator[tuple[int, dict[str, Cell]]]:
+    stream = io.StringIO(decoded(file), newline="")
+    first = stream.readline()
+    declared = re.fullmatch(r"sep=(.)\s*", first)  # Excel's own first line
+    if not declared:
+        stream.seek(0)
+    unquoted = re.sub('"[^"]*"', "", first)
+    delimiter = declared[1] if declared else max(",;\t", key=unquoted.count)
+    reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True, strict=True)
+    try:
+        header = [normalised(name) for name in next(reader, [])]
+        _check_header(file, header)
+        for cells in reader:
+            line = reader.line_num + bool(declared)
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(header):
+                raise ValueError(f"{file} line {line} has {len(cells)} cells and the header {len(header)}")
+            yield line, {name: normalised(cell) or None for name, cell in zip(header, cells) if name}
+    except csv.Error as error:
+        raise ValueError(f"{file} line {reader.line_num}: {error}") from error
+
+
+def _check_header(file: Path, header: list[str]) -> None:
+    for name in header:
+        if name and header.count(name) > 1:
+            raise ValueError(f"{file} line 1 has the column {name!r} twice: rename one")
+    if "" in header and any(header):
+        logger.warning(f"{file}: left out column {header.index('') + 1}, which has no name")
+
+
+def _json_rows(file: Path) -> Iterator[tuple[int, dict[str, Cell]]]:
+    for number, line in enumerate(io.StringIO(decoded(file)), start=1):
+        if line.strip():
+            try:
+                row = dict(json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{file} line {number} is not a JSON object: {error}") from error
+            yield number, {normalised(name): _cell(value) for name, value in row.items()}
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Cell]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(file, partitioning=None).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{file} is no parquet file ({error}): write it anew") from error
+    for number, row in enumerate(rows, start=1):
+        yield number, {normalised(name): _cell(value) for name, value in row.items()}
+
+
+def _cell(value) -> Cell:
+    if value is None or value != value:
+        return None
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+        return [normalised(word) for word in value]
+    if isinstance(value, list | dict):
+        return json.dumps(value, default=str)
+    return normalised(str(value)) or None
+
+
+def check_images(file: Path, names: dict[int, Cell], present: Container[str], images: Path) -> None:
+    """Raise `ValueError` where names in a table, by line, are not among the images present in a folder."""
+    missing = [line for line, name in names.items() if name not in present]
+    if missing:
+        name = names[missing[0]]
+        raise ValueError(
+            f"{file} line {missing[0]} names {name!r}, which is not in {images}: {len(missing)} of {len(names)} "
+            f"images are missing, so unpack them all or remove their lines"
+        )
