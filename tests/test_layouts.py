@@ -157,7 +157,7 @@ def test_columns_that_are_no_attributes(tmp_path, kwargs, message):
         (
             "metadata.csv",
             "name,Hat\n0,True\n",
-            "csv line 1: none of the columns name, Hat names images: call it file_name",
+            "csv line 1: none of the columns name, Hat names the images: call it file_name",
         ),
     ],
 )

@@ -9,6 +9,7 @@ import torch
 from transformers.utils import logging
 
 from ..models.configuration_jem import nearest_name
+from .attributes import reader
 from .columns import (
     attribute_values,
     cast_attributes,
@@ -17,7 +18,6 @@ from .columns import (
     find_image_column,
     label_table,
     label_tensor,
-    reader,
 )
 from .sources import load_source
 from .splits import ZERO_SHOT_CANDIDATES, make_split, read_splits, write_splits, zero_shot_combinations
@@ -46,8 +46,8 @@ def load_attribute_dataset(
     Load images and attributes as a `DatasetDict` with the column "image" and one column an attribute.
 
     Attributes are the columns of type bool (binary) and `ClassLabel` (its names are the values); None marks a label
-    that is missing. Columns of whole numbers, strings and tags become such, see `columns.find_columns`. What is left
-    out is said in one warning, with the reason.
+    that is missing. Columns of whole numbers, strings and tags become such, see `attributes.find_columns`. What is
+    left out is said in one warning, with the reason.
 
     Args:
         name_or_path (`str` or `os.PathLike`):

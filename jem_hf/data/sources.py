@@ -9,9 +9,10 @@ from pathlib import Path
 from transformers.utils import logging
 
 from .avatars import load_avatars
-from .folders import is_table, list_files, read_folder
+from .folders import list_files, read_folder
 from .layouts import load_layout
 from .splits import by_split, log_names, split_name
+from .tables import is_table
 
 logger = logging.get_logger(__name__)
 
@@ -39,8 +40,8 @@ def load_source(
     if name_or_path == "avatars":
         if os.path.isdir(path):
             raise ValueError(
-                "'avatars' is both the built-in faces and a folder here: './avatars' is the folder; for the faces, rename "
-                "the folder or work in another place"
+                "'avatars' is both the built-in faces and a folder here: './avatars' is the folder; for the faces, "
+                "rename the folder or work in another place"
             )
         return load_avatars(cache_dir=cache_folder(cache_dir), **kwargs)
     if os.path.isdir(path):

@@ -13,11 +13,15 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 Cell = str | list[str] | None
+Line = tuple[int, dict[str, Cell]]
 
 
-def read_table(file: Path) -> list[tuple[int, dict[str, Cell]]]:
+def is_table(path: Path) -> bool:
+    return re.fullmatch(r"metadata\.(csv|tsv|jsonl|parquet)", path.name.lower()) is not None
+
+
+def read_table(file: Path) -> list[Line]:
     """
     The rows of a table, each with the number of its line (in parquet, of its row).
 
@@ -29,11 +33,11 @@ def read_table(file: Path) -> list[tuple[int, dict[str, Cell]]]:
         ValueError: a table that is empty, a column that stands twice, a line that is not as long as the header or is
             no JSON object; with file and line.
     """
-    readers = {".jsonl": _json_rows, ".parquet": _parquet_rows}
-    rows = list(readers.get(file.suffix.lower(), _delimited_rows)(file))
-    if not rows:
+    readers = {".jsonl": _json_lines, ".parquet": _parquet_lines}
+    lines = list(readers.get(file.suffix.lower(), _separated_lines)(file))
+    if not lines:
         raise ValueError(f"{file} has no rows: write the names of the columns into line 1 and one image a line below")
-    return rows
+    return lines
 
 
 def normalised(text: str) -> str:
@@ -52,38 +56,33 @@ def decoded(file: Path) -> str:
         return content.decode("cp1252", errors="replace")
 
 
-def _delimited_rows(file: Path) -> Iterator[tuple[int, dict[str, Cell]]]:
+def _separated_lines(file: Path) -> Iterator[Line]:
     stream = io.StringIO(decoded(file), newline="")
     first = stream.readline()
     declared = re.fullmatch(r"sep=(.)\s*", first)  # Excel's own first line
     if not declared:
         stream.seek(0)
-    unquoted = re.sub('"[^"]*"', "", first)
-    delimiter = declared[1] if declared else max(",;\t", key=unquoted.count)
-    reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True, strict=True)
+    names_alone = re.sub('"[^"]*"', "", first)
+    separator = declared[1] if declared else max(",;\t", key=names_alone.count)
+    reader = csv.reader(stream, delimiter=separator, skipinitialspace=True, strict=True)
     try:
         header = [normalised(name) for name in next(reader, [])]
-        _check_header(file, header)
+        for name in filter(None, header):
+            if header.count(name) > 1:
+                raise ValueError(f"{file} line 1 has the column {name!r} twice: rename one")
+        if "" in header:
+            logger.warning(f"{file}: left out column {header.index('') + 1}, which has no name")
         for cells in reader:
             line = reader.line_num + bool(declared)
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) != len(header):
-                raise ValueError(f"{file} line {line} has {len(cells)} cells and the header {len(header)}")
-            yield line, {name: normalised(cell) or None for name, cell in zip(header, cells) if name}
+            if any(cell.strip() for cell in cells):
+                if len(cells) != len(header):
+                    raise ValueError(f"{file} line {line} has {len(cells)} cells and the header {len(header)}")
+                yield line, {name: normalised(cell) or None for name, cell in zip(header, cells) if name}
     except csv.Error as error:
         raise ValueError(f"{file} line {reader.line_num}: {error}") from error
 
 
-def _check_header(file: Path, header: list[str]) -> None:
-    for name in header:
-        if name and header.count(name) > 1:
-            raise ValueError(f"{file} line 1 has the column {name!r} twice: rename one")
-    if "" in header and any(header):
-        logger.warning(f"{file}: left out column {header.index('') + 1}, which has no name")
-
-
-def _json_rows(file: Path) -> Iterator[tuple[int, dict[str, Cell]]]:
+def _json_lines(file: Path) -> Iterator[Line]:
     for number, line in enumerate(io.StringIO(decoded(file)), start=1):
         if line.strip():
             try:
@@ -93,13 +92,12 @@ def _json_rows(file: Path) -> Iterator[tuple[int, dict[str, Cell]]]:
             yield number, {normalised(name): _cell(value) for name, value in row.items()}
 
 
-def _parquet_rows(file: Path) -> Iterator[tuple[int, dict[str, Cell]]]:
-    import pyarrow
+def _parquet_lines(file: Path) -> Iterator[Line]:
     import pyarrow.parquet
 
     try:
         rows = pyarrow.parquet.read_table(file, partitioning=None).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{file} is no parquet file ({error}): write it anew") from error
     for number, row in enumerate(rows, start=1):
         yield number, {normalised(name): _cell(value) for name, value in row.items()}
@@ -119,8 +117,7 @@ def check_images(file: Path, names: dict[int, Cell], present: Container[str], im
     """Raise `ValueError` where names in a table, by line, are not among the images present in a folder."""
     missing = [line for line, name in names.items() if name not in present]
     if missing:
-        name = names[missing[0]]
         raise ValueError(
-            f"{file} line {missing[0]} names {name!r}, which is not in {images}: {len(missing)} of {len(names)} "
-            f"images are missing, so unpack them all or remove their lines"
+            f"{file} line {missing[0]} names {names[missing[0]]!r}, which is not in {images}: {len(missing)} of "
+            f"{len(names)} images are missing, so unpack them all or remove their lines"
         )
