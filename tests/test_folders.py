@@ -98,7 +98,7 @@ def test_the_first_line_of_excel_names_the_separator(tmp_path):
         ("file_name,Hat\n0.png,1\n1.png,0\n./0.png,0\n", "csv line 2 and .*csv line 4 contradict each other about"),
         (
             "file_name,split,Hat\n0.png,train,1\n1.png,,0\n",
-            "line 3: split None is none of train, .*: write one in each",
+            "line 3: split 'nothing' is none of train, .*: write one in each",
         ),
     ],
 )
