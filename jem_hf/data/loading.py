@@ -90,10 +90,9 @@ def load_attribute_dataset(
     names, known_values = attribute_values(features_of(next(iter(dataset.values()))))
     check_names([*wanted, *(values or {})], names, left_out)
     if not names:
-        reasons = f" ({_reasons(left_out)})" if left_out else ""
         raise ValueError(
-            f"{str(name_or_path)!r} has no attributes{reasons}: labels of a folder of images belong in its "
-            f"metadata.csv, one column an attribute; other columns of labels are to be bool or ClassLabel"
+            f"{str(name_or_path)!r} has no attributes ({_reasons(left_out) or 'no column of labels'}): labels of a "
+            f"folder of images belong in its metadata.csv; other columns are to be cast to bool or ClassLabel"
         )
     if (split or split_file) and not is_stream:
         dataset = _split(dataset, split, split_file, attributes or names)
@@ -104,12 +103,21 @@ def load_attribute_dataset(
     if left_out and not attributes:
         logger.warning(f"columns left out of {str(name_or_path)!r}: {_reasons(left_out)}")
     if combinations:
-        dataset = _move_novel(dataset, _encode_combinations(combinations, names, known_values))
+        readers = {name: reader(name, known_values.get(name)) for name in names}
+        labels = [{name: readers[name](str(word)) for name, word in each.items()} for each in combinations]
+        dataset = _move_novel(dataset, labels)
         _check_not_empty(dataset, name_or_path)
     dataset = dataset.select_columns([image_column, *kept])
     if image_column != "image":
         dataset = dataset.rename_column(image_column, "image")
-    return _streamed(dataset) if streaming and not is_stream else dataset
+    if is_stream or not streaming:
+        return dataset
+    streams = {split: rows.to_iterable_dataset(min(NUM_SHARDS, len(rows))) for split, rows in dataset.items()}
+    return datasets.IterableDatasetDict(streams)
+
+
+def _reasons(left_out: dict[str, str]) -> str:
+    return "; ".join(f"{name!r}, for {reason}" for name, reason in left_out.items())
 
 
 def _check_streamable(dataset, attributes, min_frequency, max_frequency, novel, split, split_file):
@@ -121,29 +129,12 @@ def _check_streamable(dataset, attributes, min_frequency, max_frequency, novel, 
     if split_file or (split and len(dataset) == 1):
         remedies.append("leave split and split_file out")
     if remedies:
-        raise ValueError(
-            f"a stream from the Hub can be neither counted nor divided: {', '.join(remedies)}; or take no stream"
-        )
-
-
-def _streamed(dataset):
-    """A stream of what is on this machine."""
-    import datasets
-
-    return datasets.IterableDatasetDict(
-        {split: rows.to_iterable_dataset(num_shards=min(NUM_SHARDS, len(rows))) for split, rows in dataset.items()}
-    )
-
-
-def _reasons(left_out: dict[str, str]) -> str:
-    return "; ".join(f"{name!r}, for {reason}" for name, reason in left_out.items())
+        raise ValueError(f"no stream from the Hub can be counted or divided: {', '.join(remedies)}; or take no stream")
 
 
 def _check_not_empty(dataset, name_or_path):
-    import datasets
-
     for split, rows in dataset.items():
-        if isinstance(rows, datasets.Dataset) and len(rows) == 0:
+        if hasattr(rows, "__len__") and len(rows) == 0:  # streams have no length
             raise ValueError(
                 f"split {split!r} of {str(name_or_path)!r} is empty: load other splits, or ask for less in novel"
             )
@@ -207,16 +198,6 @@ def _frequent(dataset, names, values, min_frequency, max_frequency, left_out):
     return kept
 
 
-def _encode_combinations(combinations, names, values):
-    """The combinations with labels in place of words: False, True or the index of a value."""
-    for combination in combinations:
-        check_names(combination, names)
-    return [
-        {name: reader(name, values.get(name))(str(value)) for name, value in combination.items()}
-        for combination in combinations
-    ]
-
-
 def _move_novel(dataset, combinations):
     """Move the rows that match one of the combinations to the split "novel", beside those that are there."""
     import datasets
@@ -227,17 +208,14 @@ def _move_novel(dataset, combinations):
         row = dict(zip(names, labels))
         return any(all(row[name] == value for name, value in each.items()) for each in combinations)
 
-    def differs(*labels):
-        return not matches(*labels)
-
     kept, moved = {}, [dataset["novel"]] if "novel" in dataset else []
     for split in (split for split in dataset if split != "novel"):
         rows = dataset[split]
         if isinstance(rows, datasets.IterableDataset):
-            kept[split] = rows.filter(differs, input_columns=names)
+            kept[split] = rows.filter(lambda *labels: not matches(*labels), input_columns=names)
             moved.append(rows.filter(matches, input_columns=names))
         else:
-            match = [matches(*labels) for labels in zip(*label_table(rows, names).to_pydict().values())]
-            kept[split] = rows.select([row for row, is_novel in enumerate(match) if not is_novel])
-            moved.append(rows.select([row for row, is_novel in enumerate(match) if is_novel]))
+            match = torch.tensor([matches(*row.values()) for row in label_table(rows, names).to_pylist()])
+            kept[split], novel = (rows.select(part.nonzero()[:, 0].tolist()) for part in (~match, match))
+            moved.append(novel)
     return type(dataset)(kept | {"novel": datasets.concatenate_datasets(moved)})

@@ -10,12 +10,9 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    "novel": "novel",
-}
+SPLIT_NAMES = {"train": "train", "training": "train"}
+SPLIT_NAMES |= {word: "validation" for word in ("validation", "valid", "val", "dev", "eval", "evaluation")}
+SPLIT_NAMES |= {"test": "test", "testing": "test", "novel": "novel"}
 
 _BOTH = "Male No_Beard Bangs Young Smiling Mouth_Slightly_Open".split()
 _HAIR = "Black_Hair Brown_Hair Blond_Hair".split()
@@ -28,11 +25,10 @@ def split_name(word: str) -> str | None:
 
 def log_names(words: Iterable[str]) -> None:
     """Say which splits are called otherwise here."""
-    renamed = [
-        f"{word!r} is {split_name(word)!r}" for word in sorted(set(words)) if split_name(word) not in (None, word)
-    ]
+    names = {word: split_name(word) or word for word in sorted(words)}
+    renamed = ", ".join(f"{word!r} is {name!r}" for word, name in names.items() if name != word)
     if renamed:
-        logger.warning(f"splits: {', '.join(renamed)}")
+        logger.warning(f"splits: {renamed}")
 
 
 def by_split(rows: Iterable, split_of: Callable) -> dict[str, list]:
