@@ -184,18 +184,24 @@ def test_classes_are_folders_and_splits_are_folders(tmp_path, caplog):
     rows = load(write(tmp_path / "nested", None, images=[*images, "classes/readme.png"]))["train"]
     assert rows.features["label"].names == ["bus", "train", "train station"] and len(rows) == 6
     assert "left out 1 of 7 images without a folder of a class" in warnings(caplog)
+    with pytest.raises(ValueError, match=r"no labels: put a table metadata.csv beside them \(is it a.csv\?"):
+        load(write(tmp_path / "unlabelled", table(), "a.csv"))
     with pytest.raises(ValueError, match="folder 'more' stands beside the splits test, train"):
         load(write(tmp_path / "mixed", None, images=["train/a/1.png", "test/a/1.png", "more/a/1.png"]))
 
 
-def test_tables_in_split_folders_have_one_meaning(tmp_path):
+def test_tables_in_split_folders_have_one_meaning(tmp_path, caplog):
     """The test split alone would make Size a column of three numbers, and Color one of one value."""
     for split, cells in (("train", ["red,1", "blue,2", "Red,x"]), ("test", ["red,3", "red,1", "red,2"])):
         rows = [[f"{i}.png", cell] for i, cell in enumerate(cells)]
-        write(tmp_path / "data" / split, table("file_name,Color,Size", rows), images=["0.png", "1.png", "2.png"])
+        header = "file_name,Color,Size" + ",Hat" * (split == "train")
+        rows = [[*row, "yes"] if split == "train" else row for row in rows]
+        write(tmp_path / "data" / split, table(header, rows), images=["0.png", "1.png", "2.png"])
     dataset = load(tmp_path / "data")
     assert dataset["train"].features == dataset["test"].features
     assert dataset["train"].features["Size"].names == ["1", "2", "3", "x"] and dataset["test"]["Color"][:] == [1, 1, 1]
+    assert dataset["test"]["Hat"][:] == [None] * 3
+    assert f"{tmp_path / 'data' / 'test' / 'metadata.csv'} has no column 'Hat'" in warnings(caplog)
 
 
 def test_a_column_may_say_the_split(tmp_path):

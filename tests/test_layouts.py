@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from dataset_folders import load, write_celeba, write_image, write_image_folder, write_zappos
+from datasets import DatasetDict
 
 from jem_hf import JemModel
 from jem_hf.models.image_processing_jem import JemImageProcessor
@@ -38,6 +39,23 @@ def test_celeba_in_the_folders_of_its_archives(tmp_path):
         tmp_path / "data" / "Img" / "img_align_celeba" / "img_align_celeba"
     )
     assert levels(load(tmp_path / "data")["test"]) == [16, 17, 18, 19]
+
+
+def test_celeba_as_kaggle_ships_it(tmp_path):
+    folder = write_celeba(tmp_path / "data")
+    _, header, *lines = (folder / "list_attr_celeba.txt").read_text().splitlines()
+    lines = ["image_id " + header, *lines]
+    partition = ["image_id partition", *(folder / "list_eval_partition.txt").read_text().splitlines()]
+    for name, rows in (("list_attr_celeba", lines), ("list_eval_partition", partition)):
+        (folder / f"{name}.txt").unlink()
+        (folder / f"{name}.csv").write_text("\n".join(",".join(row.split()) for row in rows))
+    images = (folder / "img_align_celeba").rename(tmp_path / "img_align_celeba")
+    images.rename((folder / "img_align_celeba").mkdir() or folder / "img_align_celeba" / "img_align_celeba")
+    dataset = load(folder)
+    assert levels(dataset["validation"]) == [12, 13, 14, 15]
+    assert dataset["test"].column_names == ["image", "Bald", "Hat", "Male"] and dataset["test"][1]["Bald"] is True
+    (folder / "list_eval_partition.csv").unlink()
+    assert {split: len(rows) for split, rows in load(folder).items()} == {"train": 20}
 
 
 @pytest.mark.parametrize(
@@ -181,6 +199,9 @@ def test_a_saved_dataset_and_folders_of_classes(tmp_path):
     assert dataset["train"].features["label"].names == ["cat", "dog"]
     dataset.save_to_disk(tmp_path / "saved")
     assert load(tmp_path / "saved")["train"][:] == dataset["train"][:]
+    for name in ("val", "dev", "eval"):
+        DatasetDict({"train": dataset["train"], name: dataset["train"].select([0])}).save_to_disk(tmp_path / name)
+        assert {split: len(rows) for split, rows in load(tmp_path / name).items()} == {"train": 6, "validation": 1}
 
 
 def test_a_recipe_trains_on_a_folder_without_splits_and_evaluation_finds_the_same_test_rows(tmp_path):

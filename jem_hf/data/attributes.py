@@ -153,7 +153,8 @@ def _read_column(source, feature, cells, values, is_wanted) -> tuple[dict[str, C
     if len(words) < 2:
         raise _NoAttributeError(f"all its values are {min(count)!r}" if count else "it has no values")
     if _is_tagged(count):
-        return _tags(source, list(count.elements()))
+        columns, note = _tags(source, list(count.elements()))
+        return columns, f"{note} (all missing in an empty cell)"
     if len(words) > MAX_VALUES or len(words) == count.total():
         raise _NoAttributeError(
             f"it has {len(words)} different values in {count.total()} rows, more than {MAX_VALUES} or one a row: "
@@ -188,7 +189,7 @@ def _tags(source, cells) -> tuple[dict[str, Column], str]:
     if len(tags) > MAX_VALUES:
         raise _NoAttributeError(f"it has {len(tags)} different tags, more than {MAX_VALUES}: cast it to ClassLabel")
     columns = {texts[0]: _tag(source, tag) for tag, texts in sorted(tags.items(), key=lambda item: item[1])}
-    return columns, f"the tags {', '.join(columns)}, which are missing where it is empty"
+    return columns, f"the tags {', '.join(columns)}"
 
 
 def _tag(source: str, tag: str) -> Column:

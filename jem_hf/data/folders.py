@@ -45,7 +45,7 @@ def read_folder(folder: str | Path):
         for a folder without images and tables.
 
     Raises:
-        ValueError: a malformed table, a row whose image is not there, or two rows of one image that differ.
+        ValueError: no labels, a malformed table, a row whose image is not there, or two rows of one image that differ.
     """
     folder = Path(os.path.abspath(folder))
     files = sorted(list_files(folder), key=str)
@@ -57,11 +57,19 @@ def read_folder(folder: str | Path):
     root, splits = _split_folders(folder, [*images, *tables])
     read = _rows_of_tables if tables else _rows_of_classes
     rows = read(images, tables, root, splits)
+    classes = [] if tables else sorted({row.cells["label"] for row in rows})
+    if not tables and len(classes) < 2:
+        others = [path.name for path in files if path.suffix.lower() in (".csv", ".tsv", ".jsonl")]
+        found = f" (is it {others[0]}?)" if others else ""
+        raise ValueError(
+            f"{folder} has images and no labels: put a table metadata.csv beside them{found}, with a column file_name "
+            f"and one column an attribute, or each image into a folder of its class"
+        )
     unused = sorted({*images} - {row.image for row in rows})
     if unused:
         without = "row in a table" if tables else "folder of a class"
         logger.warning(f"left out {len(unused)} of {len(images)} images without a {without}, the first {unused[0]}")
-    return _dataset_of_rows(rows, classes=() if tables else sorted({row.cells["label"] for row in rows}))
+    return _dataset_of_rows(rows, classes)
 
 
 def list_files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
@@ -107,7 +115,7 @@ def _rows_of_classes(images: list[Path], tables: list[Path], root: Path, splits:
 
 
 def _rows_of_tables(images: list[Path], tables: list[Path], root: Path, splits: dict[str, str]) -> list[Row]:
-    rows, repeated = {}, 0
+    rows, columns, repeated = {}, {}, 0
     for table in tables:
         lines = read_table(table)
         find = _finder(table.parent, images)
@@ -115,6 +123,7 @@ def _rows_of_tables(images: list[Path], tables: list[Path], root: Path, splits: 
         names = {line: cells.pop(column, None) for line, cells in lines}
         found = {name: find(name) for name in set(names.values())}
         check_images(table, names, {name for name, image in found.items() if image}, table.parent)
+        columns[table] = {name for _, cells in lines for name in cells}
         for line, cells in lines:
             if "image" in cells:
                 raise ValueError(f"{table} line 1: 'image' is what the images are called: rename this column")
@@ -126,6 +135,9 @@ def _rows_of_tables(images: list[Path], tables: list[Path], root: Path, splits: 
             if _content(first) != _content(row):
                 raise ValueError(f"{first.place} and {row.place} contradict each other about {image}: remove one")
             repeated += first is not row
+    for table, names in columns.items():
+        for name in sorted(set().union(*columns.values()) - names):
+            logger.warning(f"{table} has no column {name!r}: these labels are missing")
     if repeated:
         logger.warning(f"{repeated} rows repeat another one and count once")
     return _split_by_column([rows[image] for image in sorted(rows, key=str)])
@@ -196,10 +208,8 @@ def _dataset_of_rows(rows: list[Row], classes: list[str]):
         for row in rows if has_lists else ():
             if isinstance(row.cells.get(name), str):
                 row.cells[name] = [row.cells[name]]
-    if len(classes) > 1:
+    if classes:
         columns = {"label": datasets.ClassLabel(names=classes)}
-    elif classes:
-        columns = {}
     splits = {
         split: ([row.image for row in part], {name: [row.cells.get(name) for row in part] for name in columns})
         for split, part in by_split(rows, lambda row: row.split).items()

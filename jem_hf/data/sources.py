@@ -113,10 +113,11 @@ def _split_of(file: Path) -> str:
 
 def _load_parquet(splits: dict[str, list[Path]], cache_dir, kwargs: dict):
     files = {split: [glob.escape(str(path)) for path in paths] for split, paths in splits.items()}
-    return _load_dataset("parquet", cache_dir, data_files=files, **kwargs)
+    place = os.path.commonpath([path for paths in splits.values() for path in paths])
+    return _load_dataset("parquet", cache_dir, place, data_files=files, **kwargs)
 
 
-def _load_dataset(name: str, cache_dir, **kwargs):
+def _load_dataset(name: str, cache_dir, place: str = "", **kwargs):
     import datasets
     import pyarrow
 
@@ -125,6 +126,6 @@ def _load_dataset(name: str, cache_dir, **kwargs):
         return datasets.load_dataset(name, cache_dir=cache, **kwargs)
     except (OSError, datasets.exceptions.DatasetGenerationError, pyarrow.ArrowException) as error:
         raise ValueError(
-            f"cannot load the dataset {name!r} ({error.__cause__ or error}): give 'avatars', a dataset id on the Hub, "
-            f"or a folder of data"
+            f"cannot load the dataset {place or name!r} ({error.__cause__ or error}): give 'avatars', a dataset id on "
+            f"the Hub, or a folder of data"
         ) from error

@@ -117,7 +117,7 @@ def make_split(settings: dict, labels: torch.Tensor) -> dict[str, list[int]]:
     """
     if not isinstance(settings, dict):
         raise ValueError(f"a split is a dict such as {{'kind': 'random', 'test': 0.1}}, not {settings!r}")
-    settings = dict(settings)
+    settings = {split_name(name) or name: value for name, value in settings.items()}
     kind, seed = settings.pop("kind", "random"), settings.pop("seed", 0)
     if kind not in ("random", "balanced"):
         raise ValueError(f"unknown kind of split {kind!r}; choose from random, balanced")
