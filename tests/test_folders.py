@@ -93,7 +93,7 @@ def test_the_first_line_of_excel_names_the_separator(tmp_path):
         ("file_name,image\n0.png,1\n", "metadata.csv line 1: .*'image'.* rename"),
         ("file_name,Hat\n0.png,1\n1.png\n", "line 3 has 1 cells and the header 2"),
         ('file_name,Hat\n0.png,"1\n1.png,0\n', "metadata.csv line 3: unexpected end"),
-        ("file_name,Hat\n,1\n1.png,0\n", "metadata.csv line 2 names None"),
+        ("file_name,Hat\n,1\n1.png,0\n", "metadata.csv line 2 names ''"),
         ("name,Hat\nx.png,1\n", "none of the columns name, Hat names the images: call it file_name"),
         ("file_name,Hat\n0.png,1\n1.png,0\n./0.png,0\n", "csv line 2 and .*csv line 4 contradict each other about"),
         (

@@ -84,6 +84,11 @@ def text_of(cell: Any) -> str | None:
     return whole[1] if whole else text or None
 
 
+def fold(cell: Any) -> str:
+    """What all spellings of a cell share."""
+    return str(text_of(cell)).casefold()
+
+
 def reader(name: str, values: list | None = None, names: list[str] | None = None) -> Callable[[Any], Any]:
     """
     What turns a cell into a label: None where it is missing, else a bool or, of an attribute with `values`, an index.
@@ -91,9 +96,9 @@ def reader(name: str, values: list | None = None, names: list[str] | None = None
     Args:
         names (`list[str]`, *optional*): What the cells stand for if they are those of a `ClassLabel`.
     """
-    labels = WORDS
+    labels: dict[str, int] = WORDS
     if values is not None:
-        folded = {text_of(value).casefold(): i for i, value in enumerate(values)}
+        folded = {fold(value): i for i, value in enumerate(values)}
         truths = {WORDS[word]: i for word, i in folded.items() if word in WORDS}
         aliases = {word: truths[truth] for word, truth in WORDS.items()} if len(truths) == len(values) == 2 else {}
         labels = aliases | folded | {str(value): i for i, value in enumerate(values)}
@@ -166,7 +171,7 @@ def _read_column(source, feature, cells, values, is_wanted) -> tuple[dict[str, C
 
 def _spellings(count: Counter, key: Callable) -> dict[Any, list[str]]:
     """The texts that share a key, the commonest first."""
-    spellings = {}
+    spellings: dict[Any, list[str]] = {}
     for text in sorted(count, key=lambda text: (-count[text], text)):
         spellings.setdefault(key(text), []).append(text)
     return spellings

@@ -60,7 +60,7 @@ _TOPS = {
 }
 
 
-def render(index, seed=0, size=64):
+def render(index: int, seed: int = 0, size: int = 64) -> tuple[Image.Image, dict[str, bool]]:
     """Draw face `index` of `seed`: an RGB image of `size` x `size` pixels and its labels, the same at every call."""
     import resvg_py
     from dicebear import Avatar
@@ -74,15 +74,24 @@ def render(index, seed=0, size=64):
 
 
 def load_avatars(
-    num_train=20_000, num_test=2000, num_novel=2000, seed=0, size=64, num_proc=None, cache_dir=None, **kwargs
+    num_train: int = 20_000,
+    num_test: int = 2000,
+    num_novel: int = 2000,
+    seed: int = 0,
+    size: int = 64,
+    num_proc: int | None = None,
+    cache_dir: str | None = None,
+    **kwargs,
 ):
-    """Render the splits train, test and novel; a second call with the same arguments reads them from the cache.
+    """
+    Render the splits train, test and novel; a second call with the same arguments reads them from the cache.
 
     Split novel holds faces that match one of `NOVEL_COMBINATIONS`, the others none; one of 0 faces is left out. The
     faces of a smaller split are the first of a larger one. `num_proc` defaults to the number of cores,
     further keywords go to `Dataset.from_generator`.
 
-    Returns: `DatasetDict` with the column "image" (`size` x `size` pixels) and one bool column an attribute.
+    Returns:
+        `DatasetDict` with the column "image" (`size` x `size` pixels) and one bool column an attribute.
     """
     import datasets
 
@@ -100,7 +109,7 @@ def load_avatars(
                 "size": size,
                 "revision": _REVISION,
             },
-            num_proc=min(num_proc or os.cpu_count(), num_images),
+            num_proc=min(num_proc or os.cpu_count() or 1, num_images),
             cache_dir=cache_dir,
             split=datasets.NamedSplit(split),
             **kwargs,

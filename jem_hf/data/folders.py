@@ -9,7 +9,7 @@ from typing import NamedTuple
 from PIL import Image
 from transformers.utils import logging
 
-from .attributes import text_of
+from .attributes import fold
 from .splits import SPLIT_NAMES, by_split, log_names, split_name
 from .tables import Cell, Line, check_images, is_table, normalised, read_table
 
@@ -89,7 +89,7 @@ def _split_folders(folder: Path, paths: list[Path]) -> tuple[Path, dict[str, str
     while True:
         parts = [path.relative_to(folder).parts for path in paths]
         names = {first for first, *rest in parts if rest}
-        splits = {name: split_name(name) for name in names if split_name(name)}
+        splits = {name: split for name in names if (split := split_name(name))}
         if len(names) != 1 or splits or any(len(each) == 1 for each in parts):
             break
         folder /= names.pop()
@@ -115,14 +115,15 @@ def _rows_of_classes(images: list[Path], tables: list[Path], root: Path, splits:
 
 
 def _rows_of_tables(images: list[Path], tables: list[Path], root: Path, splits: dict[str, str]) -> list[Row]:
-    rows, columns, repeated = {}, {}, 0
+    rows: dict[Path, Row] = {}
+    columns, repeated = {}, 0
     for table in tables:
         lines = read_table(table)
         find = _finder(table.parent, images)
         column = _file_column(table, lines, find)
-        names = {line: cells.pop(column, None) for line, cells in lines}
-        found = {name: find(name) for name in set(names.values())}
-        check_images(table, names, {name for name, image in found.items() if image}, table.parent)
+        names = {line: str(cells.pop(column, None) or "") for line, cells in lines}
+        found = {name: image for name in names.values() if (image := find(name))}
+        check_images(table, names, found, table.parent)
         columns[table] = {name for _, cells in lines for name in cells}
         for line, cells in lines:
             if "image" in cells:
@@ -135,8 +136,8 @@ def _rows_of_tables(images: list[Path], tables: list[Path], root: Path, splits: 
             if _content(first) != _content(row):
                 raise ValueError(f"{first.place} and {row.place} contradict each other about {image}: remove one")
             repeated += first is not row
-    for table, names in columns.items():
-        for name in sorted(set().union(*columns.values()) - names):
+    for table, known in columns.items():
+        for name in sorted(set().union(*columns.values()) - known):
             logger.warning(f"{table} has no column {name!r}: these labels are missing")
     if repeated:
         logger.warning(f"{repeated} rows repeat another one and count once")
@@ -145,7 +146,7 @@ def _rows_of_tables(images: list[Path], tables: list[Path], root: Path, splits: 
 
 def _content(row: Row) -> tuple:
     """What two rows that say the same share."""
-    cells = {name: text_of(cell).casefold() for name, cell in row.cells.items() if cell is not None}
+    cells = {name: fold(cell) for name, cell in row.cells.items() if cell is not None}
     return row.split, cells
 
 
@@ -157,7 +158,7 @@ def _finder(folder: Path, images: list[Path]) -> Callable[[str], Path | None]:
     known |= {normalised(str(path.relative_to(folder))): path for path in below}
 
     def find(cell):
-        for name in (cell, cell.replace("\\", "/")) if isinstance(cell, str) else ():
+        for name in (cell, cell.replace("\\", "/")) if isinstance(cell, str) and cell else ():
             paths = [os.path.normpath(base / name) for base in (folder, folder.parent)]
             path = known.get(os.path.normpath(name)) or next(filter(os.path.isfile, paths), None)
             if path:
@@ -172,7 +173,7 @@ def _file_column(table: Path, lines: list[Line], find: Callable) -> str:
     if "file_name" in columns:
         return "file_name"
     hits = {name: sum(find(cells.get(name)) is not None for _, cells in lines[:100]) for name in columns}
-    column = max(columns, key=lambda name: (hits[name], name.lower() in FILE_COLUMNS), default=None)
+    column = max(columns, key=lambda name: (hits[name], name.lower() in FILE_COLUMNS), default="")
     if not hits.get(column):
         known = ", ".join(columns)
         raise ValueError(f"{table} line 1: none of the columns {known} names the images: call it file_name")
@@ -182,7 +183,7 @@ def _file_column(table: Path, lines: list[Line], find: Callable) -> str:
 
 def _split_by_column(rows: list[Row]) -> list[Row]:
     """Rows with the splits that their column "split" says, if they have one and its words are splits."""
-    column = next((name for row in rows for name in row.cells if name.lower() == "split"), None)
+    column = next((name for row in rows for name in row.cells if name.lower() == "split"), "")
     words = [str(row.cells.get(column) or "nothing") for row in rows]
     splits = [split_name(word) for word in words]
     if not any(splits):
@@ -194,7 +195,7 @@ def _split_by_column(rows: list[Row]) -> list[Row]:
     log_names(words)
     for row in rows:
         row.cells.pop(column)
-    return [row._replace(split=split) for row, split in zip(rows, splits)]
+    return [row._replace(split=SPLIT_NAMES[word.lower()]) for row, word in zip(rows, words)]
 
 
 def _dataset_of_rows(rows: list[Row], classes: list[str]):

@@ -66,7 +66,8 @@ def load_celeba(folder: Path, file: Path):
 
 def _read_celeba(file: Path, words: Iterable[str]) -> tuple[list[str], list[list]]:
     """The columns of a file of CelebA but the first, and for each image the line, its name and the cells."""
-    header = 0
+    lines: list[list]
+    header = "0"
     if file.suffix == ".csv":
         rows = read_table(file)
         columns, lines = list(rows[0][1])[1:], [[number, *row.values()] for number, row in rows]
@@ -80,7 +81,7 @@ def _read_celeba(file: Path, words: Iterable[str]) -> tuple[list[str], list[list
     for number, _, *cells in lines:
         if len(cells) != len(columns) or not set(words).issuperset(cells):
             raise ValueError(f"{file} line {number} is not a file name and {len(columns)} of {', '.join(words)}")
-    if header and len(lines) != int(header):
+    if int(header) not in (0, len(lines)):
         raise ValueError(f"{file} has {len(lines)} images and not {header}, as line 1 says: get it anew")
     return columns, lines
 
@@ -115,7 +116,8 @@ def load_ut_zap50k(folder: Path, file: Path, binarised: bool = True):
     root = _find(folder, "ut-zap50k-images-square") or _find(folder, "ut-zap50k-images") or folder
     images = {path.stem.replace(".", "-"): path for path in sorted(root.rglob("*.jpg"))}
     check_images(file, {number: cells["CID"] for number, cells in rows}, images, root)
-    columns, features = {}, {}
+    columns: dict[str, list] = {}
+    features = {}
     for column in (name for name in rows[0][1] if name != "CID"):
         cells = [[_dotted(value) for value in (row[column] or "").split(";") if value.strip()] for _, row in rows]
         names = sorted({value for cell in cells for value in cell})

@@ -8,12 +8,13 @@ import re
 import unicodedata
 from collections.abc import Container, Iterator
 from pathlib import Path
+from typing import Any
 
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-Cell = str | list[str] | None
+Cell = Any  # a text, a list of texts, or None
 Line = tuple[int, dict[str, Cell]]
 
 
