@@ -14,7 +14,9 @@ from ..models.configuration_jem import BINARY, nearest_name
 logger = logging.get_logger(__name__)
 
 MAX_VALUES = 50
-WORDS = dict.fromkeys("false f no n 0 -1".split(), False) | dict.fromkeys("true t yes y 1".split(), True)
+WORDS: dict[str, int] = dict.fromkeys("false f no n 0 -1".split(), False) | dict.fromkeys(
+    "true t yes y 1".split(), True
+)
 BINARY_WORDS = ("no n yes y", "false f true t", "-1 1", "0 no false 1 yes true")  # those that may share a column
 WHOLE = re.compile(r"([+-]?[0-9]+)(\.0*)?")
 NUMBER = re.compile(r"[+-]?[0-9]*[.,]?[0-9]+(e[+-]?[0-9]+)?", re.IGNORECASE)
@@ -96,7 +98,7 @@ def reader(name: str, values: list | None = None, names: list[str] | None = None
     Args:
         names (`list[str]`, *optional*): What the cells stand for if they are those of a `ClassLabel`.
     """
-    labels: dict[str, int] = WORDS
+    labels = WORDS
     if values is not None:
         folded = {fold(value): i for i, value in enumerate(values)}
         truths = {WORDS[word]: i for word, i in folded.items() if word in WORDS}
@@ -135,24 +137,27 @@ def _read_column(source, feature, cells, values, is_wanted) -> tuple[dict[str, C
     kind = getattr(inner or feature, "dtype", "")
     if not re.fullmatch("(large_)?string" if inner else "u?int[0-9]+|float[0-9]+|(large_)?string", kind):
         raise _NoAttributeError(f"it is of type {kind or feature}: cast it to bool or ClassLabel")
-    binary = {source: Column(source, datasets.Value("bool"), reader(source))}
-    if cells is None and is_wanted and not inner:
-        return binary, ""
     if cells is None:
+        if is_wanted and not inner:
+            return {source: Column(source, datasets.Value("bool"), reader(source))}, ""
         raise _NoAttributeError("the values of a stream cannot be counted: name it in attributes or values")
     if inner:
         return _tags(source, [cell for cell in cells(source) if cell])
-    count = Counter(text for text in map(text_of, cells(source)) if text is not None)
+    return _read_texts(source, Counter(text for text in map(text_of, cells(source)) if text), is_wanted)
+
+
+def _read_texts(source, count: Counter, is_wanted) -> tuple[dict[str, Column], str]:
+    """As `_read_column`, of a column of texts, which are counted."""
+    import datasets
+
     spellings = _spellings(count, str.casefold)
     words, is_whole = spellings.keys(), all(map(WHOLE.fullmatch, count))
     if words and any(words <= set(group.split()) for group in BINARY_WORDS):
-        return binary, _note(_spellings(count, lambda text: WORDS[text.casefold()])) if len(count) > 2 else ""
+        merged = _note(_spellings(count, lambda text: WORDS[text.casefold()])) if len(count) > 2 else ""
+        return {source: Column(source, datasets.Value("bool"), reader(source))}, merged
     if {"true", "false"} & words and is_wanted:
         other = min(text for text in count if text.casefold() not in ("true", "false"))
-        raise ValueError(
-            f"column {source!r} mixes True and False with {other!r}: write one kind of value, nothing where it is "
-            f"missing"
-        )
+        raise ValueError(f"column {source!r} mixes True and False with {other!r}: write one kind of value, or nothing")
     if all(map(NUMBER.fullmatch, count)) and not is_whole:
         raise _NoAttributeError("it holds numbers that are not whole: cast it to bool or ClassLabel")
     if len(words) < 2:
@@ -161,10 +166,8 @@ def _read_column(source, feature, cells, values, is_wanted) -> tuple[dict[str, C
         columns, note = _tags(source, list(count.elements()))
         return columns, f"{note} (all missing in an empty cell)"
     if len(words) > MAX_VALUES or len(words) == count.total():
-        raise _NoAttributeError(
-            f"it has {len(words)} different values in {count.total()} rows, more than {MAX_VALUES} or one a row: "
-            f"cast it to ClassLabel"
-        )
+        different = f"{len(words)} different values in {count.total()} rows"
+        raise _NoAttributeError(f"it has {different}, more than {MAX_VALUES} or one a row: cast it to ClassLabel")
     values = sorted((texts[0] for texts in spellings.values()), key=int if is_whole else None)
     return {source: Column(source, datasets.ClassLabel(names=values), reader(source, values))}, _note(spellings)
 

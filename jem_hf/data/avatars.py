@@ -24,14 +24,11 @@ ATTRIBUTES = (
 ).split()
 
 NOVEL_COMBINATIONS = [
-    {"Hat": True, "Moustache": True},
-    {"Blond_Hair": True, "Sunglasses": True},
-    {"Afro": True, "Wide_Eyes": True},
-    {"Bald": True, "Heart_Eyes": True},
-    {"Red_Hair": True, "Eyes_Closed": True},
-    {"Gray_Hair": True, "Tongue_Out": True},
-    {"Eyeglasses": True, "Beard": True, "Hat": True},
-    {"Black_Hair": True, "Rosy_Cheeks": True, "Red_Clothes": True},
+    dict.fromkeys(names.split(), True)
+    for names in (
+        "Hat Moustache, Blond_Hair Sunglasses, Afro Wide_Eyes, Bald Heart_Eyes, Red_Hair Eyes_Closed, "
+        "Gray_Hair Tongue_Out, Eyeglasses Beard Hat, Black_Hair Rosy_Cheeks Red_Clothes"
+    ).split(", ")
 ]
 
 _REVISION = 1  # part of the cache key: raise it whenever an image or a label of the same index changes
@@ -103,12 +100,7 @@ def load_avatars(
         splits[split] = datasets.Dataset.from_generator(
             _generate_examples,
             features=datasets.Features(features),
-            gen_kwargs={
-                "indices": _split_indices(split, num_images, seed),
-                "seed": seed,
-                "size": size,
-                "revision": _REVISION,
-            },
+            gen_kwargs=dict(indices=_split_indices(split, num_images, seed), seed=seed, size=size, revision=_REVISION),
             num_proc=min(num_proc or os.cpu_count() or 1, num_images),
             cache_dir=cache_dir,
             split=datasets.NamedSplit(split),
@@ -225,12 +217,7 @@ def _style():
 
 
 def _pair_of_discs(y, distance, radius, fill):
-    discs = [
-        {
-            "type": "element",
-            "name": "circle",
-            "attributes": {"cx": str(x), "cy": str(y), "r": str(radius), "fill": fill},
-        }
-        for x in (140 - distance, 140 + distance)
-    ]
+    attributes = {"cy": str(y), "r": str(radius), "fill": fill}
+    circles = [{"cx": str(x), **attributes} for x in (140 - distance, 140 + distance)]
+    discs = [{"type": "element", "name": "circle", "attributes": circle} for circle in circles]
     return {"width": 280, "height": 280, "variants": {"default": {"elements": discs}}}
