@@ -14,9 +14,8 @@ from ..models.configuration_jem import BINARY, nearest_name
 logger = logging.get_logger(__name__)
 
 MAX_VALUES = 50
-WORDS: dict[str, int] = dict.fromkeys("false f no n 0 -1".split(), False) | dict.fromkeys(
-    "true t yes y 1".split(), True
-)
+WORDS: dict[str, int] = {word: False for word in "false f no n 0 -1".split()}
+WORDS |= {word: True for word in "true t yes y 1".split()}
 BINARY_WORDS = ("no n yes y", "false f true t", "-1 1", "0 no false 1 yes true")  # those that may share a column
 WHOLE = re.compile(r"([+-]?[0-9]+)(\.0*)?")
 NUMBER = re.compile(r"[+-]?[0-9]*[.,]?[0-9]+(e[+-]?[0-9]+)?", re.IGNORECASE)

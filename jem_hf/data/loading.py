@@ -150,6 +150,7 @@ def _split(dataset, split, split_file, names):
             raise ValueError(f"the dataset is divided into {', '.join(parts)} already: leave split_file out")
         return dataset
     rows = dataset[parts[0]]
+    split_file = split_file and os.path.expanduser(split_file)
     if split_file and os.path.exists(split_file):
         indices = read_splits(split_file, len(rows))
     elif split:
