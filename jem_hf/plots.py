@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch.nn import functional as F
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import make_grid
 
 INK, GREY, PALE = "#22262b", "#8a9099", "#e4e7eb"
 BLUE, LIGHT_BLUE, RED = "#2f6db3", "#9cc3ea", "#e38b96"
@@ -18,46 +21,51 @@ def image_grid(
     padding: int = 2,
     row_labels: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Images in rows on white, each pixel enlarged to a square.
+    """
+    Images in rows on white, each pixel enlarged to a square.
 
     Args:
         images: PIL images or tensors (C, H, W), all of one size; tensors are uint8 or floats in [-1, 1], C is 1 or 3.
-        num_columns: images in a full row.
-        scale: side of an enlarged pixel.
-        padding: pixels between images and around them.
-        row_labels: a text for each row, written to the left of it, wrapped at spaces.
+        num_columns (`int`, *optional*, defaults to 8): Images in a full row.
+        scale (`int`, *optional*, defaults to 1): Side of an enlarged pixel.
+        padding (`int`, *optional*, defaults to 2): Pixels between images and around them.
+        row_labels (`Sequence[str]`, *optional*): A text for each row, written left of it, wrapped at spaces.
 
     Raises:
         ValueError: no images, sizes that differ, or a number of labels that is not the number of rows.
     """
-    tiles = [_enlarged(image, scale) for image in images]
+    tiles = [_pixels(image) for image in images]
     if not tiles:
         raise ValueError("there are no images to draw")
-    if len({tile.size for tile in tiles}) > 1:
-        raise ValueError(f"images of one grid must have one size, not {sorted({tile.size for tile in tiles})}")
+    sizes = sorted({(tile.shape[2], tile.shape[1]) for tile in tiles})
+    if len(sizes) > 1:
+        raise ValueError(f"images of one grid must have one size, not {sizes}")
     num_columns = min(num_columns, len(tiles))
     num_rows = -(-len(tiles) // num_columns)
     if row_labels is not None and len(row_labels) != num_rows:
         raise ValueError(f"{len(row_labels)} row labels for {num_rows} rows")
-    step_x, step_y = (side + padding for side in tiles[0].size)
-    margin = _label_margin(row_labels, step_y) if row_labels else 0
-    grid = Image.new("RGB", (margin + num_columns * step_x + padding, num_rows * step_y + padding), "white")
-    for i, tile in enumerate(tiles):
-        row, column = divmod(i, num_columns)
-        grid.paste(tile, (margin + padding + column * step_x, padding + row * step_y))
+    tiles = torch.stack(tiles).repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+    if len(tiles) == 1:  # make_grid would leave out the frame
+        grid = F.pad(tiles[0], [padding] * 4, value=255)
+    else:
+        grid = make_grid(tiles, num_columns, padding, pad_value=255)
+    step = tiles.shape[-2] + padding
+    margin = _label_margin(row_labels, step) if row_labels else 0
+    grid = to_pil_image(F.pad(grid, [margin, 0, 0, 0], value=255))
     if row_labels:
-        _write_labels(grid, row_labels, margin, step_y)
+        _write_labels(grid, row_labels, margin, step)
     return grid
 
 
 def reliability_diagram(curves: Mapping[str, tuple[Mapping, float]], path: str | os.PathLike) -> None:
-    """Write a PNG of accuracy against confidence with the share of the predictions beneath, one panel a model.
+    """
+    Write a PNG of accuracy against confidence with the share of the predictions beneath, one panel a model.
 
     All panels have the same axes, and accuracy the scale of confidence; more than three stand in two rows.
 
     Args:
-        curves: for each name the result of `metrics.reliability_curve` and the expected calibration error.
-        path: file to write.
+        curves (`Mapping`): For each name the result of `reliability_curve` and the expected calibration error.
+        path (`str`): File to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -89,14 +97,14 @@ def reliability_diagram(curves: Mapping[str, tuple[Mapping, float]], path: str |
     figure.savefig(path, format="png", dpi=150)
 
 
-def _enlarged(image: Image.Image | torch.Tensor, scale: int) -> Image.Image:
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        if image.dtype != torch.uint8:
-            image = ((image.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        image = Image.fromarray(image.permute(1, 2, 0).expand(-1, -1, 3).contiguous().numpy())
-    image = image.convert("RGB")
-    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+def _pixels(image: Image.Image | torch.Tensor) -> torch.Tensor:
+    """uint8 (3, H, W)."""
+    if isinstance(image, Image.Image):
+        return pil_to_tensor(image.convert("RGB"))
+    image = image.detach().cpu()
+    if image.dtype != torch.uint8:
+        image = ((image.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return image.expand(3, -1, -1)
 
 
 def _font(row_height: int) -> ImageFont.FreeTypeFont:

@@ -11,13 +11,13 @@ from jem_hf import JemImageProcessor
 from jem_hf.cli import app
 from jem_hf.evaluation.energy import evaluate_energy
 from jem_hf.evaluation.evaluate import evaluate
-from jem_hf.evaluation.feature_network import load_feature_network
 from jem_hf.evaluation.generation import (
     classification_accuracy_score,
     evaluate_distances,
     evaluate_diversity,
     evaluate_requests,
 )
+from jem_hf.evaluation.judges import load_feature_network
 from jem_hf.evaluation.prediction import (
     compare_prediction,
     evaluate_prediction,
