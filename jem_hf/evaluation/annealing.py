@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -18,21 +19,15 @@ class AnnealingSettings:
     A path of densities `p_b ~ base^(1-b) p~^b` from a base that can be drawn from (b = 0) to the target p~ (b = 1).
 
     Args:
-        base (`str`, *optional*, defaults to `"uniform"`): In [-1, 1]^D: log Z is the integral over this box, which
-            chains never leave. Or `"normal"`, in R^D: log Z is the integral over all of it. An energy that was trained
-            on pixels of [-1, 1] alone need not have one, so compare such models over the box.
-        base_std (`float`, *optional*, defaults to 1.0): Standard deviation of the normal base, whose mean is 0.
-        num_temperatures (`int`, *optional*, defaults to 1000): Values of b after 0, the last being 1.
-        schedule (`str`, *optional*, defaults to `"sigmoidal"`): `b_t = sigmoid(4 (2t/T - 1))` rescaled to [0, 1], with
-            small steps near both ends (Wu et al. 2017, arXiv 1611.04273). Or `"linear"`.
-        transition (`str`, *optional*, defaults to `"hmc"`): Or `"mala"`; each leaves p_b as it is.
-        num_steps (`int`, *optional*, defaults to 1): Transitions at every temperature.
-        num_leapfrog (`int`, *optional*, defaults to 5): Leapfrog steps of a transition by HMC.
-        step_size (`float` or `num_temperatures` of them, *optional*, defaults to 0.1): Of the transitions;
-            [`adapt_step_sizes`] finds it.
-
-    Raises:
-        ValueError: a name that is not known or a number out of its range.
+        base (`str`): `"uniform"` in the box [-1, 1]^D, which chains never leave, or `"normal"` in R^D: log Z is the
+            integral over the one or the other, and an energy trained on pixels of the box need not have the second.
+        base_std (`float`): Standard deviation of the normal base, whose mean is 0.
+        num_temperatures (`int`): Values of b after 0, the last being 1.
+        schedule (`str`): `"sigmoidal"`, `b_t = sigmoid(4 (2t/T - 1))` rescaled to [0, 1], with small steps near both
+            ends (Wu et al. 2017, arXiv 1611.04273), or `"linear"`.
+        transition (`str`): `"hmc"` or `"mala"`.
+        num_steps (`int`), num_leapfrog (`int`): Transitions at every temperature, and leapfrog steps of one by HMC.
+        step_size (`float` or `num_temperatures` of them): Of the transitions; [`adapt_step_sizes`] finds it.
     """
 
     base: str = "uniform"
@@ -88,10 +83,10 @@ class AnnealingSettings:
         self, log_density: LogDensity, x: torch.Tensor, beta: float, step_size: float, generator=None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Transitions that leave p_b as it is; returns x (N, ...) and their mean acceptance.
+        Transitions that leave p_b as it is: x (N, ...), and their mean acceptance.
 
-        In the box they see the density continued beyond its walls by reflection, and the result is folded back: the
-        chain is reflected. Rejecting what falls outside is as exact, but of many pixels one is nearly always outside.
+        In the box chains are reflected by its walls. Rejecting what falls outside is as exact, but of many pixels one
+        is nearly always outside.
         """
         fold = _reflect if self.base == "uniform" else torch.nn.Identity()
 
@@ -99,11 +94,8 @@ class AnnealingSettings:
             x = fold(x)
             return (1 - beta) * self.log_base(x) + beta * log_density(x)
 
-        kwargs = dict(num_steps=self.num_steps, step_size=step_size, generator=generator)
-        if self.transition == "hmc":
-            x, info = hmc(tempered, x, num_leapfrog=self.num_leapfrog, **kwargs)
-        else:
-            x, info = mala(tempered, x, **kwargs)
+        sampler = partial(hmc, num_leapfrog=self.num_leapfrog) if self.transition == "hmc" else mala
+        x, info = sampler(tempered, x, num_steps=self.num_steps, step_size=step_size, generator=generator)
         return fold(x), info.acceptance.mean()
 
 
@@ -116,8 +108,7 @@ class LogZ:
         log_weights (`torch.Tensor` of shape (N,), float64): `log w`, what each chain alone estimates.
         samples (`torch.Tensor` of shape (N, ...)): Where the chains ended.
         acceptance (`torch.Tensor` of shape (num_temperatures,)): Mean acceptance, in order of rising b.
-        reverse (`bool`): False: `E w = Z`, the estimate is the log of the mean weight and on average too low. True:
-            `E 1/w = 1/Z`, the estimate is the log of the harmonic mean and on average too high.
+        reverse (`bool`): Whether `E 1/w = 1/Z`, so that the mean of the weights is the harmonic one; else `E w = Z`.
     """
 
     log_weights: torch.Tensor
@@ -138,11 +129,7 @@ class LogZ:
 
     @property
     def standard_error(self) -> float:
-        """
-        Standard error of `estimate` by the delta method, at most 1: that of the mean weight over the mean weight.
-
-        It is too small where the effective sample size is a few chains or chains miss a mode.
-        """
+        """Of `estimate` by the delta method, at most 1; too small where few chains count or chains miss a mode."""
         num = len(self.log_weights)
         return math.sqrt(max(0.0, 1 / self.effective_sample_size - 1 / num) * num / (num - 1))
 
@@ -164,17 +151,15 @@ def annealed_importance_sampling(
     Annealed importance sampling (Neal 2001, arXiv physics/9803008): chains go from the base to the target.
 
     The mean of the weights has expectation Z, so the estimate of log Z is below it on average (Jensen), and more than
-    `c` above it with probability at most `exp(-c)` (Markov), whether or not the chains mix. More temperatures and more
-    chains close the gap.
+    `c` above it with probability at most `exp(-c)` (Markov), whether or not the chains mix.
 
     Args:
         log_density: Function from x (N, ...) to the unnormalised log density (N,), in nats: for images
             `model.log_marginal`, whose Z is also that of the joint `p~(x, y)`.
         shape (`tuple`): (N, ...): N chains, and the shape of an image.
-        settings (`AnnealingSettings`, *optional*): The path and the transitions.
-        device (*optional*): Of the chains; `generator` must be on it too.
-        generator (`torch.Generator`, *optional*): Source of all randomness.
-        callback (*optional*): Called with b and the log weights (N,) so far after every temperature.
+        settings (`AnnealingSettings`): The path and the transitions; more temperatures close the gap.
+        device: Of the chains and of `generator`, the source of all randomness.
+        callback: Called with b and the log weights (N,) so far after every temperature.
 
     Raises:
         ValueError: fewer than two chains, a `log_density` of another shape, or weights that are not numbers.
@@ -195,12 +180,10 @@ def reverse_annealed_importance_sampling(
     The chains of [`annealed_importance_sampling`] run backwards, from samples (N, ...) of the target to the base.
 
     With exact samples, `E 1/w = 1/Z`: the estimate is on average above log Z, and more than `c` below it with
-    probability at most `exp(-c)` (bidirectional Monte Carlo, Grosse et al. 2015, arXiv 1511.02543). Its weights have
-    the heavier tails: give it many temperatures. With samples of another distribution q (data, chains that have not
-    mixed) it bounds nothing: the mean of `log w` is then at least `log Z - KL(q || p)`. Chains that mix on their way
-    forget q, so a gap to the forward estimate that closes as temperatures are added is evidence, though no proof, for
-    both. For any image x, `log p~(x) - log w` is on average a lower bound on the log-likelihood of x under the ends
-    of the forward chains (Burda et al. 2015, arXiv 1412.8566).
+    probability at most `exp(-c)` (bidirectional Monte Carlo, Grosse et al. 2015, arXiv 1511.02543). With samples of
+    another distribution q (data, chains that have not mixed) it bounds nothing: the mean of `log w` is then at least
+    `log Z - KL(q || p)`. Chains that mix on their way forget q, so a gap to the forward estimate that closes as
+    temperatures are added is evidence, though no proof, for both.
 
     Args, Raises: as in [`annealed_importance_sampling`]; samples outside the box of a uniform base are refused.
     """
@@ -229,14 +212,8 @@ def adapt_step_sizes(
     There are 500 moves at least, whatever the number of temperatures, and no step above 1 in the box.
 
     Args:
-        log_density, shape, settings, device, generator: As in [`annealed_importance_sampling`]; few chains suffice,
-            and the step size is the first guess.
-        target_acceptance (`float`, *optional*, defaults to 0.65): The best for HMC (Beskos et al. 2013); 0.57 is for
-            MALA (Roberts and Rosenthal 1998).
-        callback (*optional*): Called with b and the mean acceptance of the last move after every temperature.
-
-    Raises:
-        ValueError: a target that is not between 0 and 1.
+        target_acceptance (`float`): Best are .65 for HMC (Beskos et al. 2013), .57 for MALA (Roberts, Rosenthal 1998).
+        callback: Called with b and the mean acceptance of the last move after every temperature.
     """
     if not 0 < target_acceptance < 1:
         raise ValueError(f"target_acceptance is between 0 and 1, not {target_acceptance}")

@@ -44,12 +44,8 @@ def load_classifier(
     Processes that torchrun started train it together, and all get it.
 
     Args:
-        train (`AttributeTensors`): The training split.
-        config (`JemConfig`): Of the joint model.
-        num_epochs (`int`, *optional*, defaults to 6): Passes over the data; more than a few overfit a small set.
-        cache_dir (`str`, *optional*): Root of the cache; by default $JEM_HF_CACHE, else ~/.cache/jem_hf.
-        progress (*optional*): Called after every training step with the steps done and the steps in all; never on a
-            cache hit.
+        num_epochs (`int`): Passes over the data; more than a few overfit a small set.
+        cache_dir, progress: As for [`load_oracle`].
     """
     network = (config.backbone, sorted(config.backbone_kwargs.items()), config.head, config.num_values)
     settings = ("classifier r2", network, num_epochs, BATCH_SIZE, sorted(TRAINING.items()))

@@ -21,10 +21,9 @@ def cache_path(
     The file of one trained helper: its name is a hash of all that decides the weights.
 
     Args:
-        kind (`str`): Folder below the cache, such as "oracles".
+        kind (`str`): Folder below `cache_dir`, such as "oracles"; by default in $JEM_HF_CACHE, else ~/.cache/jem_hf.
         settings: Anything whose `repr` names architecture, seed and training.
         tensors: The training data.
-        cache_dir (`str`, *optional*): Root of the cache; by default $JEM_HF_CACHE, else ~/.cache/jem_hf.
     """
     key = hashlib.sha256(repr(settings).encode())
     for tensor in tensors:

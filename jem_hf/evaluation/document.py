@@ -16,9 +16,7 @@ def document(
     Write report, pictures and card of a model into its folder.
 
     Args:
-        model (`JemModel`): The model.
-        report (`dict`), pictures (`dict`): From [`evaluate`].
-        folder (`str`): Where its weights are.
+        report, pictures (`dict`): From [`evaluate`].
         card (`dict`): The section of that name of the recipe, see [`write_card`]; `requests` are drawn, a row each.
         recipe (`str`): Name or path for `jem-hf train`.
         cost (`str`, *optional*): What training took.

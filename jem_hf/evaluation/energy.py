@@ -15,11 +15,8 @@ def outlier_detection(model: JemModel, images: torch.Tensor, num_avatars: int = 
     AUROC with which `log p~(x)` tells real images from outliers.
 
     Args:
-        model (`JemModel`): The model.
         images (`torch.Tensor` of shape (N, C, H, W)): Real ones, uint8.
-        num_avatars (`int`, *optional*, defaults to 300): Cartoon faces among the outliers, not more than N; 0 leaves
-            them out.
-        seed (`int`, *optional*, defaults to 0): Of the noise.
+        num_avatars (`int`): Cartoon faces among the outliers, not more than N; 0 leaves them out.
 
     Returns:
         {"auroc": a} for each set: "noise" (uniform), "one_colour" (each image another), what is made of the images

@@ -41,25 +41,20 @@ def evaluate(
     The whole trial of a model. Processes that torchrun started share the drawing of images; all get the report.
 
     Args:
-        model (`JemModel`): The model.
-        splits (`dict`): `AttributeTensors` by name: `split`, "train" (for classifier, oracle and feature network; not
-            needed with `prediction_only`, which then has no baselines), and where there are such "validation" or
-            "valid" (to calibrate the classifier; else a tenth of "train") and "novel" (images with combinations kept
-            out of training; the oracle learns from half of them).
-        split (`str`, *optional*, defaults to `"test"`): What to test on.
-        prediction_only (`bool`, *optional*, defaults to `False`): No generation, no energy.
-        bits_per_dimension (`bool`, *optional*, defaults to `False`): Estimate the likelihood too.
-        num_images (`int`, *optional*, defaults to 512): Images drawn for each kind of request.
+        splits (`dict`): `AttributeTensors` by name: `split`, "train" (for classifier, oracle and feature network;
+            without it there are no baselines, and only prediction is measured), and where there are such "validation"
+            or "valid" (to calibrate the classifier; else a tenth of "train") and "novel" (images with combinations
+            kept out of training; the oracle learns from half of them).
+        prediction_only (`bool`): No generation, no energy.
+        bits_per_dimension (`bool`): Estimate the likelihood too, by `num_chains` over `num_temperatures`.
+        num_images (`int`): Images drawn for each kind of request.
         num_cas (`int`, *optional*): Images drawn for the classification accuracy score, by default four times
             `num_images`, at most as many as there are training images; 0 leaves it out.
-        num_resamples (`int`, *optional*, defaults to 200): Of the bootstrap.
-        num_chains (`int`, *optional*, defaults to 16), num_temperatures (`int`, *optional*, defaults to 200): Of the
-            likelihood, see [`estimate_likelihood`].
+        num_resamples (`int`): Of the bootstrap.
         classifier_epochs, oracle_epochs, feature_epochs, cas_epochs (`int`, *optional*): Passes over the data in the
-            training of classifier, oracle, feature network and the classifiers of the classification accuracy score
-            (by default as the oracle).
+            training of classifier, oracle, feature network and the classifiers of the classification accuracy score.
         cache_dir (`str`, *optional*): Where trained helpers are kept, by default $JEM_HF_CACHE, else ~/.cache/jem_hf.
-        progress (*optional*): Called with the name of a stage, its steps done and its steps in all.
+        progress: Called with the name of a stage, its steps done and its steps in all.
 
     Returns:
         report: "num_images", "num_parameters"; "prediction", "baselines" and "comparison" of [`compare_prediction`],
@@ -148,13 +143,10 @@ def with_half_of_novel(train: AttributeTensors, novel: AttributeTensors) -> tupl
 
 def _zero_shot(model: JemModel, classifier: JemModel | None, novel, held_out: torch.Tensor) -> dict:
     """The section "zero_shot", empty where there is nothing to tell apart."""
-    models = {"joint": model} | ({} if classifier is None else {"classifier": classifier})
-    found = {
-        name: zero_shot_recognition(predict(each, novel.images)[0], novel.labels, held_out)
-        for name, each in models.items()
-    }
-    if found["joint"] is None:
+    found = zero_shot_recognition(predict(model, novel.images)[0], novel.labels, held_out)
+    if found is None:
         return {}
-    combinations = [format_request(row.tolist(), model.config) for row in held_out]
-    classifiers = {name: found[name]["accuracy"] for name in found if name != "joint"}
-    return {"zero_shot": {**found["joint"], **classifiers, "combinations": combinations}}
+    if classifier is not None:
+        baseline = zero_shot_recognition(predict(classifier, novel.images)[0], novel.labels, held_out)
+        found["classifier"] = baseline["accuracy"]
+    return {"zero_shot": {**found, "combinations": [format_request(row.tolist(), model.config) for row in held_out]}}

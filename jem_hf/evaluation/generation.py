@@ -54,11 +54,8 @@ def judge_requests(
     How far an oracle finds requests met: agreement over requested attributes, and share of images with all right.
 
     Args:
-        predicted (`torch.Tensor` of shape (N, K)): The values that the oracle sees in images drawn for the requests.
-        requests (`torch.Tensor` of shape (N, K)): -1 where open.
-        real_predicted (`torch.Tensor` of shape (M, K)): The values that it sees in real images that it does not know.
-        real_labels (`torch.Tensor` of shape (M, K)): Their labels.
-        attributes (`list[str]`): The K names.
+        predicted, requests (`torch.Tensor` of shape (N, K)): What the oracle sees in images drawn for the requests.
+        real_predicted, real_labels (`torch.Tensor` of shape (M, K)): The same of real images that it does not know.
 
     Returns:
         The numbers of [`request_metrics`], the same of real images that carry the requested labels (`ceiling`,
@@ -71,11 +68,10 @@ def judge_requests(
     rows, which = matching_rows(real_labels, requests)
     shuffled = torch.randint(len(real_labels), (len(requests),), generator=torch.Generator().manual_seed(0))
     bounds = {"floor": (real_predicted[shuffled], requests), "ceiling": (real_predicted[rows], requests[which])}
-    report = request_metrics(predicted, requests)
+    report = request_metrics(predicted, requests) | {"share": None, "all_right_of_ceiling": None}
     for name, (found, asked) in bounds.items():
         metrics = request_metrics(found, asked) if len(asked) else {"agreement": None, "all_right": None}
         report |= {name: metrics["agreement"], f"{name}_all_right": metrics["all_right"]}
-    report["share"] = report["all_right_of_ceiling"] = None
     if report["ceiling"] is not None and report["ceiling"] > report["floor"]:
         report["share"] = (report["agreement"] - report["floor"]) / (report["ceiling"] - report["floor"])
     if report["ceiling_all_right"]:
@@ -97,9 +93,7 @@ def set_distances(
     How far drawn images are, as a set, from the training images.
 
     Args:
-        images (`torch.Tensor` of shape (N, C, H, W)): Drawn.
         real_images (`torch.Tensor` of shape (M, C, H, W)): uint8, test images that show the same; M near N.
-        network (`FeatureNetwork`): Gives the features.
         train_features (`torch.Tensor` of shape (L, D)): Of the training images.
 
     Returns:
@@ -128,7 +122,6 @@ def request_diversity(
     Args:
         images, real_images (`torch.Tensor` of shape (N, C, H, W)): Drawn for requests, and real that carry the labels.
         groups, real_groups (`torch.Tensor` of shape (N,)): Which request that is.
-        network (`FeatureNetwork`): Gives the features.
 
     Returns:
         For "features" and "pixels" (root mean square, black to white is 1) the number of the "samples" and of the
@@ -165,13 +158,6 @@ def classification_accuracy_score(
     The classifier has the oracle's architecture and another seed; the images are drawn for the labels of `num`
     training images, and beside it stands the same classifier trained on those images themselves.
 
-    Args:
-        model (`JemModel`), train (`AttributeTensors`), test (`AttributeTensors`): As in [`evaluate`].
-        num (`int`): Images to draw.
-        num_epochs, cache_dir: See [`load_oracle`].
-        seed (`int`, *optional*, defaults to 5678): Of the classifier and of the choice of labels.
-        progress (*optional*): Called with the name of a stage, its steps done and its steps in all.
-
     Returns:
         "accuracy" and "ap" on the test images under "samples" and "real", and "num_images".
     """
@@ -205,11 +191,8 @@ def judge_images(
     Draw all requests and judge the images.
 
     Args:
-        model (`JemModel`), train (`AttributeTensors`): As in [`evaluate`].
         real (`dict`): `AttributeTensors` of the splits "test" and, where there is one, "novel".
         requests (`dict`): See [`requests_by_kind`].
-        oracle (`Oracle`), network (`FeatureNetwork`): The judges.
-        progress (*optional*): Called with the name of a stage, its steps done and its steps in all.
 
     Returns:
         report: for each kind [`judge_requests`]; for "full" and "seen" [`set_distances`] too, for sparse kinds

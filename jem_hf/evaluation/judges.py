@@ -8,7 +8,7 @@ features are those of one Inception network for all. Weights are cached, so that
 
 import os
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import timm
 import torch
@@ -34,8 +34,7 @@ class Judge(nn.Module):
     The place of a feature tells attributes apart (a hat from a collar), hence no pooling down to one place.
 
     Args:
-        num_channels (`int`): Channels C of the images.
-        num_values (`Sequence[int]`): Number of values V_k of each attribute k; V below is their maximum.
+        num_channels (`int`), num_values (`Sequence[int]`): Of the images, and of each attribute.
     """
 
     folder: ClassVar[str]
@@ -64,6 +63,9 @@ class Judge(nn.Module):
         logits = self.head(self.features(images)).float()
         return logits.view(-1, *self.lacking.shape).masked_fill(self.lacking, -torch.inf)
 
+    def finish(self, images: Tensor) -> None:
+        """What is left to do with the training images after training: nothing."""
+
     @torch.inference_mode()
     def _in_batches(self, function: Callable[[Tensor], Tensor], images: Tensor, batch_size: int) -> Tensor:
         """What a function gives for images, uint8 or floats in [-1, 1], in evaluation mode, on the CPU."""
@@ -84,14 +86,10 @@ class Oracle(Judge):
 
     def predict_proba(self, images: Tensor, batch_size: int = 500) -> Tensor:
         """
-        Probability of every value of every attribute.
+        Probability (N, K, V) of every value of every attribute, on the CPU, zero where an attribute lacks the value.
 
         Args:
             images (`torch.Tensor` of shape (N, C, H, W)): uint8 or floats in [-1, 1].
-            batch_size (`int`, *optional*, defaults to 500): Images at a time.
-
-        Returns:
-            (N, K, V) on the CPU, zeros at the values that an attribute lacks.
         """
         return self._in_batches(self, images, batch_size).softmax(-1)
 
@@ -115,74 +113,63 @@ class FeatureNetwork(Judge):
 
     def extract(self, images: Tensor, batch_size: int = 500) -> Tensor:
         """
-        Features with mean 0 and standard deviation 1 over the training images.
+        Features (N, 128), float64 on the CPU, with mean 0 and standard deviation 1 over the training images.
 
         Args:
             images (`torch.Tensor` of shape (N, C, H, W)): uint8 or floats in [-1, 1].
-            batch_size (`int`, *optional*, defaults to 500): Images at a time.
-
-        Returns:
-            (N, 128), float64 on the CPU.
         """
         features = self._in_batches(self.features, images, batch_size)
         return ((features - self.mean.cpu()) / self.std.cpu()).double()
 
-    def standardise(self, images: Tensor) -> None:
-        """Bring the features over these images to mean 0 and standard deviation 1."""
+    def finish(self, images: Tensor) -> None:
+        """Bring the features over the training images to mean 0 and standard deviation 1."""
         features = self.extract(images)
         self.mean.copy_(features.mean(0))
         self.std.copy_(features.std(0, correction=0).clamp(min=1e-6))
 
 
-def load_oracle(
+def load_oracle(train: AttributeTensors, num_values: Sequence[int], num_epochs: int = 6, **settings: Any) -> Oracle:
+    """The oracle for a training split; the arguments are those of [`load_judge`]."""
+    return load_judge(Oracle, train, num_values, num_epochs, **{"seed": 1234} | settings)
+
+
+def load_feature_network(
+    train: AttributeTensors, num_values: Sequence[int], num_epochs: int = 4, **settings: Any
+) -> FeatureNetwork:
+    """The feature network for a training split; the arguments are those of [`load_judge`]."""
+    return load_judge(FeatureNetwork, train, num_values, num_epochs, **{"seed": 2718} | settings)
+
+
+def load_judge(
+    judge: type[Judge],
     train: AttributeTensors,
     num_values: Sequence[int],
+    num_epochs: int,
     *,
-    seed: int = 1234,
-    num_epochs: int = 6,
+    seed: int,
     cache_dir: str | os.PathLike | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Oracle:
+) -> Judge:
     """
-    The oracle for a training split, from the cache where it is there, else trained and cached.
+    A judge, from the cache where it is there, else trained and cached; frozen, on the GPU where there is one.
 
     Args:
-        train (`AttributeTensors`): The split: images uint8 (N, C, H, W), labels (N, K) with -1 for missing.
+        train (`AttributeTensors`): The training split.
         num_values (`Sequence[int]`): Number of values of each attribute.
-        seed (`int`, *optional*, defaults to 1234): Of weights and batches.
-        num_epochs (`int`, *optional*, defaults to 6): Passes over the data.
+        num_epochs (`int`): Passes over the data.
         cache_dir (`str`, *optional*): Root of the cache; by default $JEM_HF_CACHE, else ~/.cache/jem_hf.
-        progress (*optional*): Called after every training step with the steps done and the steps in all; never on a
-            cache hit.
+        progress: Called after every training step with the steps done and in all; never on a cache hit.
 
     Raises:
         ValueError: `num_values` does not fit the labels.
     """
-    return _load(Oracle, train, num_values, seed, num_epochs, cache_dir, progress)
-
-
-def load_feature_network(
-    train: AttributeTensors,
-    num_values: Sequence[int],
-    *,
-    seed: int = 2718,
-    num_epochs: int = 4,
-    cache_dir: str | os.PathLike | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> FeatureNetwork:
-    """The feature network for a training split; arguments and errors as of [`load_oracle`]."""
-    return _load(FeatureNetwork, train, num_values, seed, num_epochs, cache_dir, progress)
-
-
-def _load(judge: type[Judge], train, num_values, seed, num_epochs, cache_dir, progress):
-    """A judge from the cache where it is there, else trained and cached; frozen, on the GPU where there is one."""
     if train.labels.shape[1] != len(num_values):
         raise ValueError(f"{len(num_values)} numbers of values for labels of {train.labels.shape[1]} attributes")
     if (train.labels.amax(0) >= torch.tensor(num_values)).any():
         raise ValueError("a label lies outside the values of its attribute")
     recipe = (judge.settings, judge.training, judge.num_features, judge.dropout, IMAGE_SIZE, BATCH_SIZE, SHIFT)
-    settings = (timm.__version__, recipe, tuple(num_values), seed, num_epochs)
-    path = cache_path(judge.folder, settings, (train.images, train.labels), cache_dir)
+    key = (timm.__version__, recipe, tuple(num_values), seed, num_epochs)
+    path = cache_path(judge.folder, key, (train.images, train.labels), cache_dir)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = judge(train.images.shape[1], num_values).to(memory_format=torch.channels_last)
@@ -191,8 +178,7 @@ def _load(judge: type[Judge], train, num_values, seed, num_epochs, cache_dir, pr
             network.load_state_dict(load_file(path))
         else:
             _learn(network, train.images, train.labels, num_epochs, progress, **judge.training)
-            if judge is FeatureNetwork:
-                network.standardise(train.images)
+            network.finish(train.images)
             save_atomically(network.state_dict(), path)
     return network.eval().requires_grad_(False)
 

@@ -22,13 +22,10 @@ from .annealing import (
 @dataclass(frozen=True)
 class BitsPerDimension:
     """
-    Bits per dimension of images.
+    Bits per dimension: the mean over images of `per_image` (N,), with the mean of the estimates of log Z.
 
-    Args:
-        estimate (`float`): Mean over the images, with the mean of the estimates of log Z.
-        low (`float`), high (`float`): The same with the ends of the 95% intervals of log Z: of the lowest estimate and
-            of the highest. They say how well Z is known for these images, not how much other images would differ.
-        per_image (`torch.Tensor` of shape (N,), float64): What `estimate` is the mean of.
+    `low` and `high` are the same with the ends of the 95% intervals of log Z, of its lowest and its highest estimate.
+    They say how well Z is known, not how much other images would differ.
     """
 
     estimate: float
@@ -59,11 +56,6 @@ def bits_per_dimension(
         log_density: Function from x (B, C, H, W) to the unnormalised log density (B,), in nats.
         images (`torch.Tensor` of shape (N, C, H, W)): uint8.
         log_z (`LogZ`): One or more of the same density: a forward and a reverse one bracket it.
-        batch_size (`int`, *optional*, defaults to 64): Images at a time.
-        generator (`torch.Generator`, *optional*): Source of u.
-
-    Raises:
-        ValueError: images that are not uint8, or no `log_z`.
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"images are uint8, not {images.dtype}")
@@ -94,12 +86,10 @@ def estimate_likelihood(
     Bits per dimension of images under p(x) over the box [-1, 1]^D, by chains from uniform noise to the model and back.
 
     Args:
-        model (`JemModel`): The model.
         images (`torch.Tensor` of shape (N, C, H, W)): uint8.
-        num_chains (`int`, *optional*, defaults to 16): Each way; two or more.
-        num_temperatures (`int`, *optional*, defaults to 200): More bring the two estimates of log Z together.
-        seed (`int`, *optional*, defaults to 0): Of the chains.
-        progress (*optional*): Called with the steps done and the steps in all.
+        num_chains (`int`): Each way; two or more.
+        num_temperatures (`int`): More bring the two estimates of log Z together.
+        progress: Called with the steps done and the steps in all.
 
     Returns:
         "bits_per_dimension" with "low" and "high" (see [`BitsPerDimension`]); "log_z_forward" and "log_z_reverse" in

@@ -21,13 +21,9 @@ def predict(
     batch_size: int = 250,
 ) -> tuple[torch.Tensor, np.ndarray]:
     """
-    Logits f(x) (N, K, V) and `log p~(x)` (N,) of images.
+    Logits f(x) (N, K, V) and `log p~(x)` (N,) of images, uint8 or pixels in [-1, 1], of shape (N, C, H, W).
 
-    Args:
-        model (`JemModel`): The model.
-        images (`torch.Tensor` of shape (N, C, H, W)): uint8 or pixels in [-1, 1].
-        change (*optional*): Called with the pixels of each batch; gives those that the model sees.
-        batch_size (`int`, *optional*, defaults to 250): Images at a time.
+    `change` is called with the pixels of each batch and gives those that the model sees.
     """
     logits, log_p = [], []
     for batch in images.split(batch_size):
@@ -67,10 +63,9 @@ def compare_prediction(
     A joint model beside a classifier and beside that classifier calibrated on `validation`.
 
     Args:
-        model (`JemModel`): The joint model.
-        classifier (`JemModel` or `None`): The classifier; without it the model stands alone.
-        validation (`AttributeTensors` or `None`), test (`AttributeTensors`): What the classifier did not train on.
-        num_resamples (`int`, *optional*, defaults to 200): Of the bootstrap.
+        classifier (`JemModel`, *optional*): Without it the joint model stands alone.
+        validation, test (`AttributeTensors`): What the classifier did not train on.
+        num_resamples (`int`): Of the bootstrap.
 
     Returns:
         report: "prediction" of the joint model and "baselines" ("classifier", "classifier_temperature",
@@ -105,8 +100,7 @@ def zero_shot_recognition(logits: torch.Tensor, labels: torch.Tensor, combinatio
     or several of the combinations are left out.
 
     Args:
-        logits (`torch.Tensor` of shape (N, K, V)): Of the images.
-        labels (`torch.Tensor` of shape (N, K)): -1 where missing.
+        logits (`torch.Tensor` of shape (N, K, V)), labels (`torch.Tensor` of shape (N, K)): Of the images.
         combinations (`torch.Tensor` of shape (C, K)): -1 where an attribute is not part of the combination.
 
     Returns:

@@ -18,12 +18,7 @@ def write_report(report: dict, pictures: dict, folder: str | Path, config: JemCo
     Write `report.json`, `report.md` and its pictures.
 
     These are `reliability.png` where there is a label, a grid of samples for each kind of request, and `nearest.png`:
-    samples beside their nearest training images.
-
-    Args:
-        report (`dict`), pictures (`dict`): From [`evaluate`].
-        folder (`str`): Where to write; it is made.
-        config (`JemConfig`): Of the model.
+    samples beside their nearest training images. See [`evaluate`] for `report` and `pictures`.
     """
     folder, figures = Path(folder), []
     folder.mkdir(parents=True, exist_ok=True)

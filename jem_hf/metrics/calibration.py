@@ -10,12 +10,45 @@ import torch
 import torch.nn.functional as F
 
 
-class TemperatureScaling:
+class Scaling:
+    """What the scalings share: they are fitted by L-BFGS, and are the identity where there is no label."""
+
+    def fit(self, logits: torch.Tensor, labels: torch.Tensor) -> "Scaling":
+        """
+        Set the parameters to the minimum of the sum of -log p(label) over the labels plus half their sum of squares.
+
+        The second term, a standard normal prior, weighs about as much as one label: it keeps a temperature above zero
+        where every label is predicted right, an attribute without labels as it is, and one of which all labels are
+        equal finite. Raises `ValueError` for shapes that do not fit, NaN, or a label of a lacking value.
+        """
+        _check(logits, labels)
+        lacking = logits.detach().cpu() == -torch.inf
+        finite = logits.detach().double().cpu().masked_fill(lacking, 0)  # scaled -inf would have a gradient of NaN
+        targets = labels.cpu().long().flatten()
+        parameters = self._start(*logits.shape[1:])
+        optimizer = torch.optim.LBFGS(parameters, max_iter=500, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+
+        def closure():
+            optimizer.zero_grad()
+            x = self(finite).masked_fill(lacking, -torch.inf)
+            nll = F.cross_entropy(x.flatten(0, 1), targets, ignore_index=-1, reduction="sum")
+            loss = nll + sum(parameter.square().sum() for parameter in parameters) / 2
+            loss.backward()
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(closure)
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        return self
+
+
+class TemperatureScaling(Scaling):
     """
     One temperature T for all attributes: logits / T (Guo et al. 2017, section 4.2). No prediction changes its value.
 
     Args:
-        temperature (`float`, *optional*, defaults to 1.0): Above zero; one is the identity.
+        temperature (`float`): Above zero; one is the identity. [`Scaling.fit`] finds its logarithm.
     """
 
     def __init__(self, temperature: float = 1.0):
@@ -25,37 +58,22 @@ class TemperatureScaling:
     def temperature(self) -> float:
         return self.log_temperature.exp().item()
 
-    def fit(self, logits: torch.Tensor, labels: torch.Tensor) -> "TemperatureScaling":
-        """
-        Set the temperature to the minimum of the sum of -log p(label) over the labels plus (log T)^2 / 2.
-
-        The second term, a standard normal prior of log T, weighs about as much as one label: it keeps T above zero
-        where every label is predicted right, and is all that counts where there is no label.
-
-        Args:
-            logits (`torch.Tensor` of shape (N, K, V)): -inf where a value is lacking.
-            labels (`torch.Tensor` of shape (N, K)): -1 for missing.
-
-        Raises:
-            ValueError: shapes that do not fit, NaN, or a label of a lacking value.
-        """
-        _check(logits, labels)
-        self.log_temperature = torch.zeros((), dtype=torch.float64)
-        _minimise(self, [self.log_temperature], logits, labels)
-        return self
+    def _start(self, num_attributes: int, num_values: int) -> list[torch.Tensor]:
+        self.log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        return [self.log_temperature]
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits (N, K, V) to calibrated logits (N, K, V)."""
         return logits / self.log_temperature.exp().to(logits)
 
 
-class AttributeScaling:
+class AttributeScaling(Scaling):
     """
-    A scale and a bias for each attribute: scale_k * logits + bias_kv.
+    A scale (K,) and a bias (K, V) for each attribute: scale_k * logits + bias_kv.
 
     Of a binary attribute this is Platt scaling of the log-odds (Platt 1999); of a categorical one a temperature and a
     bias for each value (Guo et al. 2017, section 4.2, vector scaling with one common scale). Scales are above zero, so
-    the ranking of the images by a binary attribute stays.
+    the ranking of the images by a binary attribute stays. [`Scaling.fit`] finds log scales and biases.
     """
 
     log_scale = bias = None
@@ -64,50 +82,16 @@ class AttributeScaling:
     def scale(self) -> torch.Tensor:
         return self.log_scale[:, 0].exp()
 
-    def fit(self, logits: torch.Tensor, labels: torch.Tensor) -> "AttributeScaling":
-        """
-        Set `scale` (K,) and `bias` (K, V) to the minimum of the sum of -log p(label) over the labels plus
-        ((log scale)^2 + |bias|^2) / 2 for each attribute.
-
-        The second term, a standard normal prior, weighs about as much as one label of the attribute: it keeps an
-        attribute without labels as it is, and one of which all labels are equal finite.
-
-        Args, Raises: as in [`TemperatureScaling`].
-        """
-        _check(logits, labels)
-        self.log_scale = torch.zeros(logits.shape[1], 1, dtype=torch.float64)
-        self.bias = torch.zeros(logits.shape[1:], dtype=torch.float64)
-        _minimise(self, [self.log_scale, self.bias], logits, labels)
-        return self
+    def _start(self, num_attributes: int, num_values: int) -> list[torch.Tensor]:
+        self.log_scale = torch.zeros(num_attributes, 1, dtype=torch.float64, requires_grad=True)
+        self.bias = torch.zeros(num_attributes, num_values, dtype=torch.float64, requires_grad=True)
+        return [self.log_scale, self.bias]
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits (N, K, V) to calibrated logits (N, K, V). Raises `ValueError` before it is fitted."""
         if self.log_scale is None:
             raise ValueError("this AttributeScaling has nothing to apply: call fit(logits, labels) first")
         return logits * self.log_scale.exp().to(logits) + self.bias.to(logits)
-
-
-def _minimise(scaling, parameters: list[torch.Tensor], logits: torch.Tensor, labels: torch.Tensor) -> None:
-    """Minimise -log p(labels) of scaling(logits) plus half the square of its parameters in place, by L-BFGS."""
-    lacking = logits.detach().cpu() == -torch.inf
-    finite = logits.detach().double().cpu().masked_fill(lacking, 0)  # scaled -inf would have a gradient of NaN
-    labels = labels.cpu().long().flatten()
-    for parameter in parameters:
-        parameter.requires_grad_()
-    optimizer = torch.optim.LBFGS(parameters, max_iter=500, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
-
-    def closure():
-        optimizer.zero_grad()
-        x = scaling(finite).masked_fill(lacking, -torch.inf)
-        nll = F.cross_entropy(x.flatten(0, 1), labels, ignore_index=-1, reduction="sum")
-        loss = nll + sum(parameter.square().sum() for parameter in parameters) / 2
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        optimizer.step(closure)
-    for parameter in parameters:
-        parameter.requires_grad_(False)
 
 
 def _check(logits: torch.Tensor, labels: torch.Tensor) -> None:

@@ -14,18 +14,17 @@ def frechet_distance(features: torch.Tensor, reference: torch.Tensor) -> float |
     It is biased upwards by few images: compare only numbers of as many.
 
     Args:
-        features (`torch.Tensor` of shape (N, D)): From `FeatureNetwork.extract`.
-        reference (`torch.Tensor` of shape (M, D)): Likewise.
-
-    Returns:
-        None where either has fewer than two rows.
+        features (`torch.Tensor` of shape (N, D)), reference (`torch.Tensor` of shape (M, D)):
+            From `FeatureNetwork.extract`. Of fewer than two rows the distance is None.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance  # imports matplotlib
 
     if min(len(features), len(reference)) < 2:
         return None
     metric = FrechetInceptionDistance(nn.Identity(), normalize=True, input_img_size=features.shape[1:])
-    return _updated(metric, features, reference).compute().item()
+    metric.update(reference, real=True)
+    metric.update(features, real=False)
+    return metric.compute().item()
 
 
 def kernel_distance(
@@ -34,14 +33,8 @@ def kernel_distance(
     """
     Squared maximum mean discrepancy of two sets of features, cubic kernel, without bias (Binkowski et al. 2018).
 
-    Args:
-        features, reference (`torch.Tensor`): See [`frechet_distance`].
-        num_subsets (`int`, *optional*, defaults to 20): Random subsets of rows over which the mean is taken.
-        subset_size (`int`, *optional*, defaults to 1000): Of so many rows, or of as many as the smaller set has.
-        seed (`int`, *optional*, defaults to 0): Of the subsets.
-
-    Returns:
-        None where either has fewer than two rows.
+    It is the mean over random subsets of `subset_size` rows, or of as many as the smaller set has; see
+    [`frechet_distance`] for the arguments.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -52,7 +45,9 @@ def kernel_distance(
         warnings.simplefilter("ignore", UserWarning)  # it keeps the features: so do we
         torch.manual_seed(seed)
         metric = KernelInceptionDistance(nn.Identity(), subsets=num_subsets, subset_size=subset_size)
-        return _updated(metric, features, reference).compute()[0].item()
+        metric.update(reference, real=True)
+        metric.update(features, real=False)
+        return metric.compute()[0].item()
 
 
 def mean_pairwise_distances(points: torch.Tensor, groups: torch.Tensor) -> dict[int, float]:
@@ -68,9 +63,8 @@ def nearest_distance(
     Distance of each image to the nearest of the reference images: zero for a copy.
 
     Args:
-        images (`torch.Tensor` of shape (N, C, H, W)): uint8 or floats in [-1, 1].
-        reference (`torch.Tensor` of shape (M, C, H, W)): Likewise.
-        batch_size (`int`, *optional*, defaults to 256): Images at a time.
+        images (`torch.Tensor` of shape (N, C, H, W)), reference (`torch.Tensor` of shape (M, C, H, W)):
+            uint8 or floats in [-1, 1].
 
     Returns:
         Distances (N,), the root mean square over pixels and channels, where black and white are 0 and 1; and the
@@ -85,13 +79,6 @@ def nearest_distance(
         distances.append((batch - reference[index]).square().mean(1).sqrt())
         indices.append(index)
     return torch.cat(distances).cpu().numpy(), torch.cat(indices).cpu().numpy()
-
-
-def _updated(metric, features: torch.Tensor, reference: torch.Tensor):
-    """A torchmetrics metric of images that has seen features instead."""
-    metric.update(reference, real=True)
-    metric.update(features, real=False)
-    return metric
 
 
 def _unit_rows(images: torch.Tensor) -> torch.Tensor:

@@ -26,8 +26,6 @@ class AttributePrediction(evaluate.Metric):
     Args:
         predictions: For each image the probabilities of the positive class (K,), or of every value (K, V).
         references: For each image the labels (K,), -1 for missing.
-        attributes: The K names; their numbers 0 to K - 1 if not given.
-        num_bins: Bins of the calibration errors.
     """
 
     def _info(self) -> evaluate.MetricInfo:

@@ -32,17 +32,13 @@ def bootstrap_intervals(
     Bootstrap intervals of overall numbers of [`prediction_metrics`].
 
     Args:
-        probabilities (`np.ndarray` of shape (N, K, V)): Each row over V sums to one.
-        labels (`np.ndarray` of shape (N, K)): Integers, -1 for missing.
-        attributes (`Sequence[str]`): The K names.
-        num_resamples (`int`, *optional*, defaults to 200): How many times the N images are drawn anew.
-        confidence (`float`, *optional*, defaults to 0.95): Share of the resamples in the interval, in (0, 1).
-        seed (`int`, *optional*, defaults to 0): Of the draws.
-        num_bins (`int`, *optional*, defaults to 15): Bins of the calibration error.
+        probabilities, labels, attributes, num_bins: As for [`prediction_metrics`].
+        num_resamples (`int`): How many times the N images are drawn anew.
+        confidence (`float`): Share of the resamples in the interval, in (0, 1).
+        seed (`int`): Of the draws.
 
     Returns:
-        [low, high] for each of "accuracy", "ap", "nll" and "ece"; None where the number is not defined, and of fewer
-        than two images.
+        [low, high] for each of "accuracy", "ap", "nll" and "ece"; None where the number is not defined.
 
     Raises:
         ValueError: as for `prediction_metrics`; a confidence outside (0, 1), or fewer than two resamples.
@@ -69,16 +65,12 @@ def paired_bootstrap(
     Both models are judged on the same resamples, so what the images make easy or hard for both cancels.
 
     Args:
-        first (`np.ndarray` of shape (N, K, V)), second (`np.ndarray`, likewise): Probabilities of the two models.
-        labels, attributes, num_resamples, confidence, seed, num_bins: As for [`bootstrap_intervals`].
+        first, second (`np.ndarray` of shape (N, K, V)): Probabilities of the two models.
+        others: As for [`bootstrap_intervals`], and so are the errors.
 
     Returns:
         For each name of [`bootstrap_intervals`] the "difference" first less second, and "low" and "high" of its
-        interval; None where it has none. The first model is better calibrated, beyond what the choice of images
-        explains, where "high" of "ece" lies below zero.
-
-    Raises:
-        ValueError: as for `bootstrap_intervals`.
+        interval; None where it has none. Where "high" of "ece" lies below zero, the first model is better calibrated.
     """
     first, labels = checked_predictions(first, labels, attributes)
     second, labels = checked_predictions(second, labels, attributes)
@@ -95,16 +87,9 @@ def weighted_metrics(
     probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray, num_bins: int = 15
 ) -> dict[str, np.ndarray]:
     """
-    "accuracy", "ap", "nll" and "ece" of [`prediction_metrics`] for R weightings of the images at once.
+    "accuracy", "ap", "nll" and "ece" (R,) of [`prediction_metrics`] for weights (R, N) of the images at once.
 
-    With whole weights they are the numbers of the images repeated as often.
-
-    Args:
-        probabilities (`np.ndarray` of shape (N, K, V)), labels (`np.ndarray` of shape (N, K)): As there, checked.
-        weights (`np.ndarray` of shape (R, N)): At least zero.
-
-    Returns:
-        Arrays (R,); NaN where a number is not defined.
+    Whole weights give the numbers of the images repeated as often; NaN where a number is not defined.
     """
     num_images, num_attributes = labels.shape
     present = labels >= 0
@@ -132,11 +117,7 @@ def weighted_metrics(
 
 
 def _average_precision(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """
-    Average precision (R,) of scores (N,) for truth (N,) under each of the weights (R, N); NaN for a single class.
-
-    What scikit-learn gives for each `sample_weight`, sorted once.
-    """
+    """(R,), of scores (N,): scikit-learn's for each `sample_weight` (R, N), sorted once; NaN for a single class."""
     order = np.argsort(-scores, kind="stable")
     first_of_equal = np.flatnonzero(np.diff(scores[order], prepend=np.inf))
     drawn, hits = (np.add.reduceat(w[:, order], first_of_equal, axis=1) for w in (weights, weights * truth))

@@ -24,13 +24,11 @@ def prediction_metrics(
         probabilities (`np.ndarray` of shape (N, K, V)): Each row over V sums to one.
         labels (`np.ndarray` of shape (N, K)): Integers, -1 for missing.
         attributes (`Sequence[str]`): The K names.
-        num_bins (`int`, *optional*, defaults to 15): Bins of the calibration errors.
+        num_bins (`int`): Bins of the calibration errors.
 
     Returns:
-        Numbers under "accuracy", "f1_macro", "f1_micro", "ap", "auroc", "nll", "brier", "ece", "ece_equal_mass" and
-        "ece_positive", and under "per_attribute" for each name: "accuracy", "f1", "ap", "auroc", "nll", "brier",
-        "ece", "ece_equal_mass", "ece_positive" and "frequency" (of the positive class; a list over the values of a
-        categorical attribute). None where a number is not defined.
+        Numbers by name, and under "per_attribute" for each attribute its own, "f1" for the two below and "frequency"
+        (of the positive class; a list over the values of a categorical attribute). None where one is not defined.
 
         - accuracy, f1_macro, ap, auroc, nll, brier: means over the attributes for which the number is defined.
         - f1, ap, auroc: of the positive class of a binary attribute; of a categorical one the mean over its values,
@@ -41,7 +39,7 @@ def prediction_metrics(
         - ece: top-label expected calibration error (Guo et al. 2017); ece_equal_mass: the same over bins of equal
           mass; ece_positive: of the probability of the positive class against its frequency. See
           [`reliability_curve`]. All three are pooled over the (image, attribute) pairs, so that opposite errors of
-          two attributes at one confidence cancel; the errors of each attribute stand in "per_attribute".
+          two attributes at one confidence cancel.
 
     Raises:
         ValueError: shapes or names that do not fit, NaN, rows that do not sum to one, or labels without a value.
@@ -67,34 +65,23 @@ def prediction_metrics(
 
 
 def reliability_curve(
-    probabilities: np.ndarray,
-    labels: np.ndarray,
-    num_bins: int = 15,
-    *,
-    equal_mass: bool = False,
-    positive: bool = False,
+    probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15, equal_mass: bool = False, positive: bool = False
 ) -> dict[str, np.ndarray]:
     """
     Accuracy against confidence over all pairs of image and attribute.
 
     Args:
-        probabilities (`np.ndarray` of shape (N, K, V)): Each row over V sums to one.
-        labels (`np.ndarray` of shape (N, K)): Integers, -1 for missing.
-        num_bins (`int`, *optional*, defaults to 15): Bins of the confidence. A bin holds its lower edge; the last one
-            holds the highest confidence too.
-        equal_mass (`bool`, *optional*, defaults to `False`): Bins between quantiles of the confidences, which hold
-            equally many of them (Nguyen and O'Connor 2015), in place of bins of equal width over [0, 1]. Equal
-            confidences are never parted: where one value fills several bins, some of them stay empty.
-        positive (`bool`, *optional*, defaults to `False`): Confidence is the probability of the positive class and
-            accuracy is its frequency; a categorical attribute counts with all its values, each against the rest.
-            Else confidence is the probability of the most probable value and accuracy is how often that is right.
+        probabilities, labels: As for [`prediction_metrics`], and so are the errors.
+        num_bins (`int`): Bins of the confidence. A bin holds its lower edge, the last one the highest confidence too.
+        equal_mass (`bool`): Bins between quantiles of the confidences, which hold equally many of them (Nguyen and
+            O'Connor 2015), in place of equal width over [0, 1]. Equal confidences are never parted.
+        positive (`bool`): Confidence is the probability of the positive class and accuracy is its frequency; a
+            categorical attribute counts with all its values, each against the rest. Else confidence is the
+            probability of the most probable value and accuracy is how often that is right.
 
     Returns:
         Arrays (num_bins,): the mean "confidence" and the "accuracy" in each bin, NaN in an empty one, and its "count";
         and the "edges" of the bins (num_bins + 1,).
-
-    Raises:
-        ValueError: as for `prediction_metrics`.
     """
     probabilities, labels = checked_predictions(probabilities, labels)
     _, bins, edges, confidences, right = binned_pairs(probabilities, labels, num_bins, equal_mass, positive)
@@ -174,8 +161,8 @@ def request_metrics(predicted: np.ndarray, requested: np.ndarray) -> dict:
     How far an oracle finds the requested attributes in generated images.
 
     Args:
-        predicted (`np.ndarray` of shape (N, K)): Integers, the values that the oracle sees.
-        requested (`np.ndarray` of shape (N, K)): Integers, -1 where nothing is requested.
+        predicted, requested (`np.ndarray` of shape (N, K)): The values that the oracle sees, and those that are
+            requested, -1 where nothing is.
 
     Returns:
         "agreement": share of the requested entries that are met; "all_right": share of the images with all of theirs

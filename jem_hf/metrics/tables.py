@@ -40,20 +40,24 @@ def tables(report: dict) -> str:
     """The report of `evaluate` as Markdown tables."""
     generation = report.get("generation", {})
     kinds = {kind: generation[kind] for kind in KINDS if kind in generation}
-    parts = [
-        *_prediction(report),
-        *[f"Left out: {what} ({why})." for what, why in report.get("left_out", {}).items()],
-        *_zero_shot(report.get("zero_shot")),
-        *_requests(report, kinds),
-        *_distances(kinds),
-        *_diversity(kinds),
-        *_classification_accuracy_score(generation.get("classification_accuracy_score")),
-        *_nearest(generation.get("nearest_training_image")),
-        *_energy(report.get("energy")),
-        *_likelihood(report.get("likelihood")),
-        *_per_attribute(report, kinds),
-    ]
-    return "\n\n".join(parts)
+    parts = _prediction(report)
+    parts += [f"Left out: {what} ({why})." for what, why in report.get("left_out", {}).items()]
+    if "zero_shot" in report:
+        parts += _zero_shot(report["zero_shot"])
+    if kinds:
+        parts += _requests(kinds, report["oracle"]["accuracy"]) + _distances(kinds) + _diversity(kinds)
+    if "classification_accuracy_score" in generation:
+        parts += _classification_accuracy_score(generation["classification_accuracy_score"])
+    if "nearest_training_image" in generation:
+        samples, real = (format_number(generation["nearest_training_image"][name]) for name in ("samples", "real"))
+        text = "Median distance to the nearest training image (root mean square, black to white is 1): "
+        parts.append(f"{text}samples {samples}, real test images {real}.")
+    if "energy" in report:
+        rows = [[name, row["auroc"]] for name, row in report["energy"].items()]
+        parts += ["Outliers told from real images by log p(x):", _table(["outliers", "AUROC"], rows)]
+    if "likelihood" in report:
+        parts.append(_likelihood(report["likelihood"]))
+    return "\n\n".join(parts + _per_attribute(report, kinds))
 
 
 def format_number(value: float | str | list | None) -> str:
@@ -81,9 +85,7 @@ def _prediction(report: dict) -> list[str]:
     return parts
 
 
-def _zero_shot(found: dict | None) -> list[str]:
-    if found is None:
-        return []
+def _zero_shot(found: dict) -> list[str]:
     return [
         f"Combinations kept out of training told from each other ({found['num_images']} images that carry one of "
         f"{'; '.join(found['combinations'])}):",
@@ -91,12 +93,10 @@ def _zero_shot(found: dict | None) -> list[str]:
     ]
 
 
-def _requests(report: dict, kinds: dict) -> list[str]:
-    if not kinds:
-        return []
+def _requests(kinds: dict, oracle_accuracy: float | None) -> list[str]:
     rows = [[KINDS[kind], *map(row.get, GENERATION)] for kind, row in kinds.items()]
     return [
-        f"Generation, judged by an oracle (accuracy on real images {format_number(report['oracle']['accuracy'])}):",
+        f"Generation, judged by an oracle (accuracy on real images {format_number(oracle_accuracy)}):",
         _table(["request", *GENERATION.values()], rows),
         "Agreement: requested attributes that the oracle sees; all right: images in which it sees all of them. Floor "
         "and ceiling: the same of real images, any ones and such that carry the labels; share: the way from floor to "
@@ -128,9 +128,7 @@ def _diversity(kinds: dict) -> list[str]:
     return [text, _table(["", "samples", "real"], rows)] if rows else []
 
 
-def _classification_accuracy_score(score: dict | None) -> list[str]:
-    if score is None:
-        return []
+def _classification_accuracy_score(score: dict) -> list[str]:
     rows = [[name, score[name]["accuracy"], score[name]["ap"]] for name in ("samples", "real")]
     return [
         f"Classification accuracy score: a classifier trained on {score['num_images']} images, tested on real ones:",
@@ -138,31 +136,13 @@ def _classification_accuracy_score(score: dict | None) -> list[str]:
     ]
 
 
-def _nearest(distance: dict | None) -> list[str]:
-    if distance is None:
-        return []
-    return [
-        "Median distance to the nearest training image (root mean square, black to white is 1): "
-        f"samples {format_number(distance['samples'])}, real test images {format_number(distance['real'])}."
-    ]
-
-
-def _energy(energy: dict | None) -> list[str]:
-    if energy is None:
-        return []
-    rows = [[name, row["auroc"]] for name, row in energy.items()]
-    return ["Outliers told from real images by log p(x):", _table(["outliers", "AUROC"], rows)]
-
-
-def _likelihood(found: dict | None) -> list[str]:
-    if found is None:
-        return []
+def _likelihood(found: dict) -> str:
     number, low, high = (format_number(found[key]) for key in ("bits_per_dimension", "low", "high"))
-    return [
+    return (
         f"Bits per dimension of {found['num_images']} test images: {number} [{low}, {high}] ({found['num_chains']} "
         f"chains over {found['num_temperatures']} temperatures; log Z is {found['log_z_forward']:.1f} on the way from "
         f"noise to the model and {found['log_z_reverse']:.1f} back: if far apart, take more temperatures)."
-    ]
+    )
 
 
 def _per_attribute(report: dict, kinds: dict) -> list[str]:
