@@ -1,6 +1,7 @@
 """Pictures of results: grids of images and reliability diagrams."""
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -45,16 +46,11 @@ def image_grid(
     if row_labels is not None and len(row_labels) != num_rows:
         raise ValueError(f"{len(row_labels)} row labels for {num_rows} rows")
     tiles = torch.stack(tiles).repeat_interleave(scale, -2).repeat_interleave(scale, -1)
-    if len(tiles) == 1:  # make_grid would leave out the frame
-        grid = F.pad(tiles[0], [padding] * 4, value=255)
-    else:
-        grid = make_grid(tiles, num_columns, padding, pad_value=255)
-    step = tiles.shape[-2] + padding
-    margin = _label_margin(row_labels, step) if row_labels else 0
-    grid = to_pil_image(F.pad(grid, [margin, 0, 0, 0], value=255))
-    if row_labels:
-        _write_labels(grid, row_labels, margin, step)
-    return grid
+    grid = make_grid(tiles, num_columns, padding, pad_value=255)
+    if len(tiles) == 1:  # of which make_grid leaves out the frame
+        grid = F.pad(grid, [padding] * 4, value=255)
+    grid = to_pil_image(grid)
+    return _with_labels(grid, row_labels, tiles.shape[-2] + padding) if row_labels else grid
 
 
 def reliability_diagram(curves: Mapping[str, tuple[Mapping, float]], path: str | os.PathLike) -> None:
@@ -83,9 +79,12 @@ def reliability_diagram(curves: Mapping[str, tuple[Mapping, float]], path: str |
         _draw_accuracy(upper_axis, curve, lower)
         upper_axis.set_title(f"{name}\n", color=INK, fontsize=11, fontweight="bold")
         upper_axis.text(0.5, 1.03, f"ECE {ece:.4f}", color=GREY, ha="center", transform=upper_axis.transAxes)
-        _draw_counts(lower_axis, curve)
+        left, width = curve["edges"][:-1], np.diff(curve["edges"])
+        shares = curve["count"] / curve["count"].sum()
+        lower_axis.bar(left + 0.05 * width, shares, 0.9 * width, color=GREY, align="edge")
         lower_axis.set(xlim=(lower, 1), ylim=(0, top), box_aspect=0.28)
         lower_axis.set_xlabel("confidence", color=INK)
+        _tidy(lower_axis)
     for upper_axis, lower_axis in axes[:, 0].reshape(num_rows, 2):
         upper_axis.set_ylabel("accuracy", color=INK)
         lower_axis.set_ylabel("share of\npredictions", color=INK)
@@ -107,53 +106,32 @@ def _pixels(image: Image.Image | torch.Tensor) -> torch.Tensor:
     return image.expand(3, -1, -1)
 
 
-def _font(row_height: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=max(10, min(18, row_height // 4)))
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text broken at spaces into lines of at most `width` pixels where words allow it."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return "\n".join(lines)
-
-
-def _label_margin(labels: Sequence[str], row_height: int) -> int:
-    """Width of the label column: that of the widest wrapped line, and air on both sides."""
-    font = _font(row_height)
-    lines = [line for label in labels for line in _wrapped(label, font, 14 * font.size).split("\n")]
-    return int(max(font.getlength(line) for line in lines)) + int(1.5 * font.size)
-
-
-def _write_labels(grid: Image.Image, labels: Sequence[str], margin: int, row_height: int) -> None:
-    font = _font(row_height)
-    draw = ImageDraw.Draw(grid)
-    right = margin - 0.5 * font.size
-    for row, label in enumerate(labels):
-        text = _wrapped(label, font, 14 * font.size)
-        place = (right, (row + 0.5) * row_height)
-        draw.multiline_text(place, text, INK, font, anchor="rm", align="right", spacing=font.size // 4)
-
-
-def _edges(curve: Mapping) -> np.ndarray:
-    return curve["edges"] if "edges" in curve else np.linspace(0, 1, len(curve["count"]) + 1)
+def _with_labels(grid: Image.Image, labels: Sequence[str], row_height: int) -> Image.Image:
+    """The grid with a text left of each row, in as broad a column as the texts need when wrapped at spaces."""
+    font = ImageFont.load_default(size=max(10, min(18, row_height // 4)))
+    style = dict(font=font, align="right", spacing=font.size // 4)
+    texts = [textwrap.fill(label, 26, break_long_words=False) for label in labels]
+    width = max(ImageDraw.Draw(grid).multiline_textbbox((0, 0), text, **style)[2] for text in texts)
+    margin = int(width + 1.5 * font.size)
+    labelled = Image.new("RGB", (margin + grid.width, grid.height), "white")
+    labelled.paste(grid, (margin, 0))
+    draw = ImageDraw.Draw(labelled)
+    for row, text in enumerate(texts):
+        place = (margin - 0.5 * font.size, (row + 0.5) * row_height)
+        draw.multiline_text(place, text, INK, anchor="rm", **style)
+    return labelled
 
 
 def _lowest(curve: Mapping) -> float:
     """Where the axes may begin, in tenths: below every bin in use and every accuracy."""
     used = curve["count"] > 0
-    return np.floor(10 * min(_edges(curve)[:-1][used].min(), curve["accuracy"][used].min(), 0.9)) / 10
+    return np.floor(10 * min(curve["edges"][:-1][used].min(), curve["accuracy"][used].min(), 0.9)) / 10
 
 
 def _draw_accuracy(axis, curve: Mapping, lower: float) -> None:
     """Bars of accuracy; what they lack of the confidence stands on top in red, what exceeds it in pale blue."""
     used = curve["count"] > 0
-    left, width = _edges(curve)[:-1][used], np.diff(_edges(curve))[used]
+    left, width = curve["edges"][:-1][used], np.diff(curve["edges"])[used]
     accuracy, confidence = curve["accuracy"][used], curve["confidence"][used]
     shared = np.minimum(accuracy, confidence)
     bar = {"width": 0.9 * width, "align": "edge"}
@@ -164,13 +142,6 @@ def _draw_accuracy(axis, curve: Mapping, lower: float) -> None:
     axis.plot((0, 1), (0, 1), color=INK, linewidth=1, linestyle=(0, (4, 3)), label="perfect calibration")
     ticks = np.linspace(lower, 1, 6) if lower in (0, 0.5) else np.arange(lower, 1.05, 0.1)
     axis.set(xlim=(lower, 1), ylim=(lower, 1), xticks=ticks, yticks=ticks, box_aspect=1)
-    _tidy(axis)
-
-
-def _draw_counts(axis, curve: Mapping) -> None:
-    count, edges = curve["count"], _edges(curve)
-    width = np.diff(edges)
-    axis.bar(edges[:-1] + 0.05 * width, count / count.sum(), 0.9 * width, color=GREY, align="edge")
     _tidy(axis)
 
 
