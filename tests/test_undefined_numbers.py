@@ -47,6 +47,7 @@ def test_everything_is_written_of_the_smallest_test_splits(model, tensors, cache
         assert "None" not in text and "nan" not in text.split()
     if len(labels) == 1:
         assert report["prediction"]["ap"] is None and report["comparison"]["ap"] is None
+        assert set(report["prediction"]["intervals"].values()) == {None}
         assert report["generation"]["full"]["frechet_distance"]["real"] is None
     assert (report["prediction"]["accuracy"] is None) == (report["oracle"]["accuracy"] is None) == (labels[0][0] < 0)
     assert (tmp_path / "reliability.png").exists() == (labels[0][0] >= 0)

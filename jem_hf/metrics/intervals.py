@@ -38,7 +38,7 @@ def bootstrap_intervals(
         seed (`int`): Of the draws.
 
     Returns:
-        [low, high] for each of "accuracy", "ap", "nll" and "ece"; None where the number is not defined.
+        [low, high] for each of "accuracy", "ap", "nll" and "ece"; None where the number is not defined, and of a single image.
 
     Raises:
         ValueError: as for `prediction_metrics`; a confidence outside (0, 1), or fewer than two resamples.
@@ -83,6 +83,7 @@ def paired_bootstrap(
     return result
 
 
+@np.errstate(invalid="ignore")  # 0 / 0 where nothing was drawn
 def weighted_metrics(
     probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray, num_bins: int = 15
 ) -> dict[str, np.ndarray]:
@@ -107,13 +108,12 @@ def weighted_metrics(
             ap[:, k] = _mean_of_defined(np.stack(of_values, 1))
     image, bins, _, confidences, came_true = binned_pairs(probabilities, labels, num_bins)
     gaps = np.bincount(image * num_bins + bins, came_true - confidences, num_images * num_bins)
-    with np.errstate(invalid="ignore"):  # 0 / 0 where no label was drawn
-        return {
-            "accuracy": _mean_of_defined(weights @ (right & present) / drawn),
-            "ap": _mean_of_defined(ap),
-            "nll": _mean_of_defined(weights @ np.where(present, -np.log(likelihood), 0) / drawn),
-            "ece": np.abs(weights @ gaps.reshape(num_images, num_bins)).sum(1) / drawn.sum(1),
-        }
+    return {
+        "accuracy": _mean_of_defined(weights @ (right & present) / drawn),
+        "ap": _mean_of_defined(ap),
+        "nll": _mean_of_defined(weights @ np.where(present, -np.log(likelihood), 0) / drawn),
+        "ece": np.abs(weights @ gaps.reshape(num_images, num_bins)).sum(1) / drawn.sum(1),
+    }
 
 
 def _average_precision(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -133,6 +133,8 @@ def _resampled(probabilities, labels, num_resamples: int, seed: int, num_bins: i
         raise ValueError(f"num_resamples is {num_resamples}, but an interval needs two resamples or more")
     num_images, rng = len(labels), np.random.default_rng(seed)
     draws = rng.multinomial(num_images, np.full(num_images, 1 / num_images), num_resamples)
+    if num_images == 1:
+        draws[:] = 0  # one image says nothing of others: no number is defined
     weights = np.concatenate([np.ones((1, num_images)), draws])
     blocks = np.array_split(weights, -(-weights.size // BLOCK))
     numbers = [weighted_metrics(probabilities, labels, block, num_bins) for block in blocks]
@@ -152,6 +154,4 @@ def _interval(name: str, values: np.ndarray, confidence: float) -> list[float] |
 
 def _mean_of_defined(values: np.ndarray) -> np.ndarray:
     """Mean (R,) over the columns of (R, M) of what is not NaN; NaN where all are."""
-    defined = ~np.isnan(values)
-    count = defined.sum(1)
-    return np.where(count > 0, np.where(defined, values, 0).sum(1) / np.maximum(count, 1), np.nan)
+    return np.nansum(values, 1) / (~np.isnan(values)).sum(1)
