@@ -108,7 +108,8 @@ def estimate_likelihood(
     log_density, images = model.log_marginal, images.to(model.device)
     settings, shape = AnnealingSettings(num_temperatures=num_temperatures), (num_chains, *images.shape[1:])
     common = dict(generator=generator, callback=step)
-    settings = adapt_step_sizes(log_density, shape, settings, device=model.device, **common)
+    few = (min(4, num_chains), *shape[1:])  # which suffice to find step sizes
+    settings = adapt_step_sizes(log_density, few, settings, device=model.device, **common)
     forward = annealed_importance_sampling(log_density, shape, settings, device=model.device, **common)
     reverse = reverse_annealed_importance_sampling(log_density, forward.samples, settings, **common)
     bits = bits_per_dimension(log_density, images, forward, reverse, generator=generator)

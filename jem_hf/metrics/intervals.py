@@ -38,7 +38,7 @@ def bootstrap_intervals(
         seed (`int`): Of the draws.
 
     Returns:
-        [low, high] for each of "accuracy", "ap", "nll" and "ece"; None where that is not defined, and of a single image.
+        [low, high] for each of "accuracy", "ap", "nll" and "ece"; None where that is undefined, and of a single image.
 
     Raises:
         ValueError: as for `prediction_metrics`; a confidence outside (0, 1), or fewer than two resamples.
