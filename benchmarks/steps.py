@@ -20,8 +20,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from jem_hf import JemImageProcessor, JemModel
-from jem_hf.evaluation.feature_network import load_feature_network
-from jem_hf.evaluation.oracle import load_oracle
+from jem_hf.evaluation.judges import load_feature_network, load_oracle
 from jem_hf.evaluation.requests import held_out_combinations, requests_by_kind
 from jem_hf.metrics.distances import kernel_distance
 from jem_hf.models.chains_jem import linear

@@ -1,11 +1,15 @@
 """Pictures of results: grids of images and reliability diagrams."""
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch.nn import functional as F
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import make_grid
 
 INK, GREY, PALE = "#22262b", "#8a9099", "#e4e7eb"
 BLUE, LIGHT_BLUE, RED = "#2f6db3", "#9cc3ea", "#e38b96"
@@ -18,46 +22,46 @@ def image_grid(
     padding: int = 2,
     row_labels: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Images in rows on white, each pixel enlarged to a square.
+    """
+    Images in rows on white, each pixel enlarged to a square.
 
     Args:
         images: PIL images or tensors (C, H, W), all of one size; tensors are uint8 or floats in [-1, 1], C is 1 or 3.
-        num_columns: images in a full row.
-        scale: side of an enlarged pixel.
-        padding: pixels between images and around them.
-        row_labels: a text for each row, written to the left of it, wrapped at spaces.
+        num_columns (`int`, *optional*, defaults to 8): Images in a full row.
+        scale (`int`, *optional*, defaults to 1): Side of an enlarged pixel.
+        padding (`int`, *optional*, defaults to 2): Pixels between images and around them.
+        row_labels (`Sequence[str]`, *optional*): A text for each row, written left of it, wrapped at spaces.
 
     Raises:
         ValueError: no images, sizes that differ, or a number of labels that is not the number of rows.
     """
-    tiles = [_enlarged(image, scale) for image in images]
+    tiles = [_pixels(image) for image in images]
     if not tiles:
         raise ValueError("there are no images to draw")
-    if len({tile.size for tile in tiles}) > 1:
-        raise ValueError(f"images of one grid must have one size, not {sorted({tile.size for tile in tiles})}")
+    sizes = sorted({(tile.shape[2], tile.shape[1]) for tile in tiles})
+    if len(sizes) > 1:
+        raise ValueError(f"images of one grid must have one size, not {sizes}")
     num_columns = min(num_columns, len(tiles))
     num_rows = -(-len(tiles) // num_columns)
     if row_labels is not None and len(row_labels) != num_rows:
         raise ValueError(f"{len(row_labels)} row labels for {num_rows} rows")
-    step_x, step_y = (side + padding for side in tiles[0].size)
-    margin = _label_margin(row_labels, step_y) if row_labels else 0
-    grid = Image.new("RGB", (margin + num_columns * step_x + padding, num_rows * step_y + padding), "white")
-    for i, tile in enumerate(tiles):
-        row, column = divmod(i, num_columns)
-        grid.paste(tile, (margin + padding + column * step_x, padding + row * step_y))
-    if row_labels:
-        _write_labels(grid, row_labels, margin, step_y)
-    return grid
+    tiles = torch.stack(tiles).repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+    grid = make_grid(tiles, num_columns, padding, pad_value=255)
+    if len(tiles) == 1:  # of which make_grid leaves out the frame
+        grid = F.pad(grid, [padding] * 4, value=255)
+    grid = to_pil_image(grid)
+    return _with_labels(grid, row_labels, tiles.shape[-2] + padding) if row_labels else grid
 
 
 def reliability_diagram(curves: Mapping[str, tuple[Mapping, float]], path: str | os.PathLike) -> None:
-    """Write a PNG of accuracy against confidence with the share of the predictions beneath, one panel a model.
+    """
+    Write a PNG of accuracy against confidence with the share of the predictions beneath, one panel a model.
 
     All panels have the same axes, and accuracy the scale of confidence; more than three stand in two rows.
 
     Args:
-        curves: for each name the result of `metrics.reliability_curve` and the expected calibration error.
-        path: file to write.
+        curves (`Mapping`): For each name the result of `reliability_curve` and the expected calibration error.
+        path (`str`): File to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -75,9 +79,12 @@ def reliability_diagram(curves: Mapping[str, tuple[Mapping, float]], path: str |
         _draw_accuracy(upper_axis, curve, lower)
         upper_axis.set_title(f"{name}\n", color=INK, fontsize=11, fontweight="bold")
         upper_axis.text(0.5, 1.03, f"ECE {ece:.4f}", color=GREY, ha="center", transform=upper_axis.transAxes)
-        _draw_counts(lower_axis, curve)
+        left, width = curve["edges"][:-1], np.diff(curve["edges"])
+        shares = curve["count"] / curve["count"].sum()
+        lower_axis.bar(left + 0.05 * width, shares, 0.9 * width, color=GREY, align="edge")
         lower_axis.set(xlim=(lower, 1), ylim=(0, top), box_aspect=0.28)
         lower_axis.set_xlabel("confidence", color=INK)
+        _tidy(lower_axis)
     for upper_axis, lower_axis in axes[:, 0].reshape(num_rows, 2):
         upper_axis.set_ylabel("accuracy", color=INK)
         lower_axis.set_ylabel("share of\npredictions", color=INK)
@@ -89,63 +96,42 @@ def reliability_diagram(curves: Mapping[str, tuple[Mapping, float]], path: str |
     figure.savefig(path, format="png", dpi=150)
 
 
-def _enlarged(image: Image.Image | torch.Tensor, scale: int) -> Image.Image:
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        if image.dtype != torch.uint8:
-            image = ((image.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        image = Image.fromarray(image.permute(1, 2, 0).expand(-1, -1, 3).contiguous().numpy())
-    image = image.convert("RGB")
-    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+def _pixels(image: Image.Image | torch.Tensor) -> torch.Tensor:
+    """uint8 (3, H, W)."""
+    if isinstance(image, Image.Image):
+        return pil_to_tensor(image.convert("RGB"))
+    image = image.detach().cpu()
+    if image.dtype != torch.uint8:
+        image = ((image.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return image.expand(3, -1, -1)
 
 
-def _font(row_height: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=max(10, min(18, row_height // 4)))
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text broken at spaces into lines of at most `width` pixels where words allow it."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return "\n".join(lines)
-
-
-def _label_margin(labels: Sequence[str], row_height: int) -> int:
-    """Width of the label column: that of the widest wrapped line, and air on both sides."""
-    font = _font(row_height)
-    lines = [line for label in labels for line in _wrapped(label, font, 14 * font.size).split("\n")]
-    return int(max(font.getlength(line) for line in lines)) + int(1.5 * font.size)
-
-
-def _write_labels(grid: Image.Image, labels: Sequence[str], margin: int, row_height: int) -> None:
-    font = _font(row_height)
-    draw = ImageDraw.Draw(grid)
-    right = margin - 0.5 * font.size
-    for row, label in enumerate(labels):
-        text = _wrapped(label, font, 14 * font.size)
-        place = (right, (row + 0.5) * row_height)
-        draw.multiline_text(place, text, INK, font, anchor="rm", align="right", spacing=font.size // 4)
-
-
-def _edges(curve: Mapping) -> np.ndarray:
-    return curve["edges"] if "edges" in curve else np.linspace(0, 1, len(curve["count"]) + 1)
+def _with_labels(grid: Image.Image, labels: Sequence[str], row_height: int) -> Image.Image:
+    """The grid with a text left of each row, in as broad a column as the texts need when wrapped at spaces."""
+    font = ImageFont.load_default(size=max(10, min(18, row_height // 4)))
+    style = dict(font=font, align="right", spacing=font.size // 4)
+    texts = [textwrap.fill(label, 26, break_long_words=False) for label in labels]
+    width = max(ImageDraw.Draw(grid).multiline_textbbox((0, 0), text, **style)[2] for text in texts)
+    margin = int(width + 1.5 * font.size)
+    labelled = Image.new("RGB", (margin + grid.width, grid.height), "white")
+    labelled.paste(grid, (margin, 0))
+    draw = ImageDraw.Draw(labelled)
+    for row, text in enumerate(texts):
+        place = (margin - 0.5 * font.size, (row + 0.5) * row_height)
+        draw.multiline_text(place, text, INK, anchor="rm", **style)
+    return labelled
 
 
 def _lowest(curve: Mapping) -> float:
     """Where the axes may begin, in tenths: below every bin in use and every accuracy."""
     used = curve["count"] > 0
-    return np.floor(10 * min(_edges(curve)[:-1][used].min(), curve["accuracy"][used].min(), 0.9)) / 10
+    return np.floor(10 * min(curve["edges"][:-1][used].min(), curve["accuracy"][used].min(), 0.9)) / 10
 
 
 def _draw_accuracy(axis, curve: Mapping, lower: float) -> None:
     """Bars of accuracy; what they lack of the confidence stands on top in red, what exceeds it in pale blue."""
     used = curve["count"] > 0
-    left, width = _edges(curve)[:-1][used], np.diff(_edges(curve))[used]
+    left, width = curve["edges"][:-1][used], np.diff(curve["edges"])[used]
     accuracy, confidence = curve["accuracy"][used], curve["confidence"][used]
     shared = np.minimum(accuracy, confidence)
     bar = {"width": 0.9 * width, "align": "edge"}
@@ -156,13 +142,6 @@ def _draw_accuracy(axis, curve: Mapping, lower: float) -> None:
     axis.plot((0, 1), (0, 1), color=INK, linewidth=1, linestyle=(0, (4, 3)), label="perfect calibration")
     ticks = np.linspace(lower, 1, 6) if lower in (0, 0.5) else np.arange(lower, 1.05, 0.1)
     axis.set(xlim=(lower, 1), ylim=(lower, 1), xticks=ticks, yticks=ticks, box_aspect=1)
-    _tidy(axis)
-
-
-def _draw_counts(axis, curve: Mapping) -> None:
-    count, edges = curve["count"], _edges(curve)
-    width = np.diff(edges)
-    axis.bar(edges[:-1] + 0.05 * width, count / count.sum(), 0.9 * width, color=GREY, align="edge")
     _tidy(axis)
 
 

@@ -96,6 +96,12 @@ def test_missing_labels_change_nothing(scaling):
     assert torch.allclose(scaling().fit(logits, labels)(logits), scaling().fit(more, padded)(logits), atol=1e-5)
 
 
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_without_a_label_logits_stay_as_they_are(scaling):
+    logits = normal(5, 2, 2)
+    assert torch.equal(scaling().fit(logits, torch.full((5, 2), -1))(logits), logits)
+
+
 def test_single_class_and_no_label_are_harmless():
     logits = normal(1000, 3, 2)
     labels = sample(logits)
@@ -132,7 +138,6 @@ def test_fit_within_no_grad_leaves_no_graph(scaling):
     [
         (torch.zeros(2, 2), torch.zeros(2, 2), r"must be \(N, K, V\)"),
         (torch.full((2, 1, 2), torch.nan), torch.zeros(2, 1), "NaN"),
-        (torch.zeros(2, 1, 2), torch.full((2, 1), -1), "no label"),
         (torch.zeros(2, 1, 2), torch.full((2, 1), 2), "a label is 2"),
         (torch.tensor([[[0, -torch.inf]]]), torch.ones(1, 1), "lacks"),
     ],

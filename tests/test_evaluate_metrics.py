@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from jem_hf.metrics.hf_evaluate import AttributeCalibration, AttributePrediction, RequestAgreement
+from jem_hf.metrics.hf_evaluate import AttributePrediction, RequestAgreement
 from jem_hf.metrics.prediction import prediction_metrics, request_metrics
 
 NAMES = ["hat", "glasses", "smile"]
@@ -46,15 +46,6 @@ def test_categorical_attributes(tmp_path):
     assert result == prediction_metrics(probabilities, labels, ["0", "1"])
 
 
-def test_calibration_is_a_part_of_the_numbers(data, tmp_path):
-    positive, labels = data
-    result = AttributeCalibration(cache_dir=str(tmp_path)).compute(
-        predictions=positive, references=labels, num_bins=10
-    )
-    whole = prediction_metrics(both(positive), labels, NAMES, num_bins=10)
-    assert result == {name: whole[name] for name in ("nll", "brier", "ece", "ece_equal_mass", "ece_positive")}
-
-
 def test_request_agreement(tmp_path):
     requested = [[1, -1, 0], [-1, -1, 2], [1, 1, 1]]
     seen = [[1, 0, 0], [1, 1, 1], [1, 1, 0]]
@@ -70,6 +61,6 @@ def test_errors_of_the_function_come_through(data, tmp_path):
 
 
 def test_metric_describes_itself(tmp_path):
-    for metric in (AttributePrediction, AttributeCalibration, RequestAgreement):
+    for metric in (AttributePrediction, RequestAgreement):
         described = metric(cache_dir=str(tmp_path))
         assert "references" in described.inputs_description and "2108.04227" in described.citation

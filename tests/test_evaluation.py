@@ -9,18 +9,17 @@ from typer.testing import CliRunner
 
 from jem_hf import JemImageProcessor
 from jem_hf.cli import app
-from jem_hf.evaluation.energy import evaluate_energy
+from jem_hf.evaluation.energy import outlier_detection
 from jem_hf.evaluation.evaluate import evaluate
-from jem_hf.evaluation.feature_network import load_feature_network
 from jem_hf.evaluation.generation import (
     classification_accuracy_score,
-    evaluate_distances,
-    evaluate_diversity,
-    evaluate_requests,
+    judge_requests,
+    request_diversity,
+    set_distances,
 )
+from jem_hf.evaluation.judges import load_feature_network
 from jem_hf.evaluation.prediction import (
     compare_prediction,
-    evaluate_prediction,
     predict,
     validation_part,
     zero_shot_recognition,
@@ -28,13 +27,14 @@ from jem_hf.evaluation.prediction import (
 from jem_hf.evaluation.report import write_report
 from jem_hf.evaluation.requests import held_out_combinations, novel_combinations, requests_by_kind, seen_requests
 from jem_hf.hub.cards import write_card
+from jem_hf.metrics.prediction import prediction_metrics, reliability_curve
 
 
 def test_request_bounds_by_hand():
     real = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
     requests = torch.tensor([[1, -1, 1], [0, 1, -1]] * 200)
     seen = torch.tensor([[1, 0, 0], [0, 1, 1]] * 200)
-    report = evaluate_requests(seen, requests, real, real, ["A", "B", "C"])
+    report = judge_requests(seen, requests, real, real, ["A", "B", "C"])
     assert report["agreement"] == pytest.approx(3 / 4)
     assert report["all_right"] == report["all_right_of_ceiling"] == pytest.approx(1 / 2)
     assert report["ceiling"] == report["ceiling_all_right"] == 1
@@ -49,7 +49,7 @@ def test_agreement_per_attribute_beside_an_oracle_that_errs():
     oracle_sees = labels.clone()
     oracle_sees[:, 1] = 1  # right in half the images
     drawn = torch.tensor([[1, 0], [1, 1]] * 100)
-    report = evaluate_requests(drawn, labels, oracle_sees, labels, ["A", "B"])
+    report = judge_requests(drawn, labels, oracle_sees, labels, ["A", "B"])
     first, second = report["per_attribute"]["A"], report["per_attribute"]["B"]
     assert first["agreement"] == 0.5 and first["ceiling"] == 1 and first["floor"] == pytest.approx(0.5, abs=0.1)
     assert second == {"agreement": 1.0, "ceiling": 0.5, "floor": 0.5}
@@ -58,7 +58,7 @@ def test_agreement_per_attribute_beside_an_oracle_that_errs():
 
 def test_bounds_are_none_where_no_real_image_matches():
     labels = torch.tensor([[0, 0], [0, 1]])
-    report = evaluate_requests(torch.ones(4, 2).long(), torch.ones(4, 2).long(), labels, labels, ["A", "B"])
+    report = judge_requests(torch.ones(4, 2).long(), torch.ones(4, 2).long(), labels, labels, ["A", "B"])
     assert report["agreement"] == 1 and report["ceiling"] is report["share"] is report["all_right_of_ceiling"] is None
     assert "ceiling" not in report["per_attribute"]["A"]
 
@@ -128,7 +128,11 @@ def test_zero_shot_recognition_by_hand():
 def test_comparison_of_a_model_with_itself_and_its_calibration(model, tensors):
     test = tensors.subset(slice(0, 30))
     report, curves = compare_prediction(model, model, tensors, test, num_resamples=20)
-    metrics, curve = evaluate_prediction(model, test.images, test.labels)
+    probabilities, labels = predict(model, test.images)[0].softmax(-1).numpy(), test.labels.numpy()
+    metrics, curve = (
+        prediction_metrics(probabilities, labels, test.attributes),
+        reliability_curve(probabilities, labels),
+    )
     raw = report["baselines"]["classifier"]
     assert raw == report["prediction"] and metrics == {key: raw[key] for key in metrics}
     np.testing.assert_equal(curves["classifier"][0], curve)
@@ -146,12 +150,12 @@ def test_energy_auroc_of_a_constant_energy(model):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    report = evaluate_energy(model, images)
+    report = outlier_detection(model, images)
     assert set(report) == {"noise", "one_colour", "noisy", "blurred", "upside_down", "avatars"}
     assert all(value["auroc"] == 0.5 for value in report.values())
-    assert "avatars" not in evaluate_energy(model, images, num_avatars=0)
+    assert "avatars" not in outlier_detection(model, images, num_avatars=0)
     model.config.attributes = ["Smiling", "Hat", "Bald"]
-    assert "avatars" not in evaluate_energy(model, images)  # it knows them
+    assert "avatars" not in outlier_detection(model, images)  # it knows them
 
 
 def test_energy_auroc_of_a_model_that_likes_dark_images(model, monkeypatch):
@@ -160,7 +164,7 @@ def test_energy_auroc_of_a_model_that_likes_dark_images(model, monkeypatch):
 
     monkeypatch.setattr(model, "potentials", dark)
     images = torch.randint(10, (20, 3, 8, 8), dtype=torch.uint8)
-    report = evaluate_energy(model, images, num_avatars=0)
+    report = outlier_detection(model, images, num_avatars=0)
     assert report["noise"]["auroc"] == report["one_colour"]["auroc"] == 1
     assert report["upside_down"]["auroc"] == pytest.approx(0.5, abs=0.01)
 
@@ -178,17 +182,17 @@ def test_real_images_as_samples_are_as_far_and_as_varied_as_real_ones(config, te
     network = load_feature_network(tensors, config.num_values, num_epochs=1, cache_dir=tmp_path)
     images, groups = tensors.images[:20], torch.arange(20) // 4
     pixels = images / 127.5 - 1
-    report = evaluate_distances(pixels, images, network, network.extract(tensors.images))
+    report = set_distances(pixels, images, network, network.extract(tensors.images))
     for distance in report.values():
         assert distance["samples"] == pytest.approx(distance["real"], rel=1e-3) and distance["blurred"] is not None
-    report = evaluate_diversity(pixels, groups, images[:8], groups[:8], network)
+    report = request_diversity(pixels, groups, images[:8], groups[:8], network)
     for kind in ("features", "pixels"):
         assert report[kind]["samples"] == pytest.approx(report[kind]["real"], rel=1e-4)
     first = pixels[:4].flatten(1) / 2
     expected = np.mean([(first[i] - first[j]).square().mean().sqrt() for i in range(4) for j in range(i)])
-    report = evaluate_diversity(pixels, groups, images[:4], groups[:4], network)
+    report = request_diversity(pixels, groups, images[:4], groups[:4], network)
     assert report["pixels"]["real"] == pytest.approx(expected)
-    assert evaluate_diversity(pixels, groups, images, groups + 5, network) is None
+    assert request_diversity(pixels, groups, images, groups + 5, network) is None
 
 
 def test_classification_accuracy_score_of_a_model_that_draws_the_real_images(model, tensors, tmp_path, monkeypatch):

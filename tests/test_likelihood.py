@@ -12,14 +12,14 @@ import pytest
 import torch
 from scipy.stats import chi2, kstest, norm, truncnorm
 
-from jem_hf.evaluation.likelihood import (
+from jem_hf.evaluation.annealing import (
     AnnealingSettings,
     LogZ,
     adapt_step_sizes,
     annealed_importance_sampling,
-    bits_per_dimension,
     reverse_annealed_importance_sampling,
 )
+from jem_hf.evaluation.likelihood import bits_per_dimension
 
 COVARIANCE = torch.tensor([[1.0, 0.8, 0.0], [0.8, 1.0, -0.3], [0.0, -0.3, 0.5]])
 PRECISION = COVARIANCE.inverse()

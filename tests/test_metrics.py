@@ -7,9 +7,9 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, f1_score, log_loss, roc_auc_score
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
+from jem_hf.metrics.distances import nearest_distance
 from jem_hf.metrics.prediction import (
     expected_calibration_error,
-    nearest_distance,
     prediction_metrics,
     reliability_curve,
     request_metrics,
@@ -184,13 +184,27 @@ def test_attribute_of_a_single_class_is_left_out_of_ranking_metrics():
     assert (result["ap"], result["auroc"], result["accuracy"]) == (1, 1, 1)
 
 
+@pytest.mark.parametrize("num_images", [0, 1, 2])
+def test_without_a_label_no_number_is_defined(num_images):
+    p, labels = binary(np.full((num_images, 2), 0.4)), np.full((num_images, 2), -1)
+    result = prediction_metrics(p, labels, ["a", "b"])
+    assert {value for name, value in result.items() if name != "per_attribute"} == {None}
+    assert {value for row in result["per_attribute"].values() for value in row.values()} == {None}
+    assert expected_calibration_error(reliability_curve(p, labels, equal_mass=True)) is None
+
+
+def test_values_that_never_occur_are_left_out_of_ranking_and_f1():
+    p, labels = np.array([[[0.5, 0.3, 0.2]], [[0.1, 0.8, 0.1]]]), np.array([[0], [1]])
+    row = prediction_metrics(p, labels, ["a"])["per_attribute"]["a"]
+    assert (row["ap"], row["auroc"], row["f1"], row["frequency"]) == (1, 1, 1, [0.5, 0.5, 0])
+
+
 @pytest.mark.parametrize(
     ("probabilities", "labels", "names", "message"),
     [
         (binary([[np.nan]]), [[1]], ["a"], "NaN"),
         (binary([[0.5]]) * 2, [[1]], ["a"], "sum to one"),
         (binary([[0.5]]), [[2]], ["a"], "a label is 2"),
-        (binary([[0.5]]), [[-1]], ["a"], "all are missing"),
         (binary([[0.5]]), [[1, 1]], ["a"], r"must be \(N, K, V\)"),
         (binary([[0.5]]), [[1]], ["a", "b"], "2 attribute names for 1"),
     ],

@@ -93,7 +93,8 @@ def test_more_than_three_models_stand_in_two_rows(tmp_path):
 def test_matplotlib_is_imported_only_to_draw_and_never_its_global_state(tmp_path):
     code = (
         "import sys, numpy as np; from jem_hf import plots; assert 'matplotlib' not in sys.modules;"
-        "curve = dict(confidence=np.array([.7]), accuracy=np.array([.7]), count=np.array([1]));"
+        "curve = dict(confidence=np.array([.7]), accuracy=np.array([.7]), count=np.array([1]),"
+        "edges=np.array([0, 1]));"
         f"plots.reliability_diagram(dict(a=(curve, 0.0)), {str(tmp_path / 'a.png')!r});"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

@@ -14,7 +14,7 @@ from statistics import median
 import torch
 
 from jem_hf.evaluation.evaluate import with_half_of_novel
-from jem_hf.evaluation.oracle import load_oracle
+from jem_hf.evaluation.judges import load_oracle
 from jem_hf.evaluation.prediction import predict
 from jem_hf.evaluation.requests import held_out_combinations, requests_by_kind
 from jem_hf.metrics.prediction import prediction_metrics, request_metrics

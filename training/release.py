@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from jem_hf.evaluation.document import document
+from jem_hf.evaluation.evaluate import evaluate
 from jem_hf.models.image_processing_jem import JemImageProcessor
 from jem_hf.models.modeling_jem import JemModel
 from jem_hf.training.recipes import load_evaluation_splits, load_recipe
@@ -33,7 +34,8 @@ def main():
     processor.save_pretrained(folder, code=False)
     splits = load_evaluation_splits(args.dataset or recipe.card["dataset"], processor, model.config)
     cost = args.cost or _cost(args.run)
-    report = document(model, splits, folder, recipe.card, args.recipe, cost, num_images=args.num_images)
+    report, pictures = evaluate(model, splits, num_images=args.num_images)
+    document(model, report, pictures, folder, recipe.card, args.recipe, cost)
     print(json.dumps({key: report[key] for key in ("prediction", "generation", "energy")}, indent=2))
 
 

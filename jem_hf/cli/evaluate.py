@@ -40,6 +40,11 @@ def evaluate_model(
     prediction_only: Annotated[bool, typer.Option("--prediction-only", help="No generation, no energy.")] = False,
     num_images: Annotated[int, typer.Option(min=8, help="Images drawn for each kind of request.")] = 512,
     num_cas: Annotated[int | None, typer.Option(min=0, help="More, for a classifier; default: 4 times that.")] = None,
+    bits_per_dimension: Annotated[
+        bool, typer.Option("--bits-per-dimension", help="Estimate the likelihood too: minutes, by annealed chains.")
+    ] = False,
+    num_chains: Annotated[int, typer.Option(min=2, help="Chains for --bits-per-dimension, each way.")] = 16,
+    num_temperatures: Annotated[int, typer.Option(min=1, help="Their temperatures; more are more exact.")] = 200,
     output: Folder = None,
     as_json: Json = False,
 ):
@@ -47,11 +52,18 @@ def evaluate_model(
     if output is not None:
         check_folder(output)
     network, processor = load_with_processor(model)
-    splits = load_evaluation_splits(dataset, processor, network.config, fields_of(context))
-    for name in ("train", split):
-        if name not in splits:
-            raise ValueError(f"{dataset!r} has no split {name!r}; it has {', '.join(splits)}")
-    settings = dict(split=split, prediction_only=prediction_only, num_images=num_images, num_cas=num_cas)
+    fields = fields_of(context)
+    splits = load_evaluation_splits(dataset, processor, network.config, fields)
+    settings = dict(
+        split=split,
+        prediction_only=prediction_only,
+        bits_per_dimension=bits_per_dimension,
+        num_images=num_images,
+        num_cas=num_cas,
+        num_chains=num_chains,
+        num_temperatures=num_temperatures,
+        cache_dir=fields.get("cache_dir"),
+    )
     with redirect_stdout(sys.stderr), ProgressBars() as progress:
         report, pictures = evaluate(network, splits, progress=progress, **settings)
     if not is_first_process():

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ..evaluation.document import document
+from ..evaluation.evaluate import evaluate
 from ..metrics.tables import tables
 from ..training import recipes
 from .shared import (
@@ -47,7 +48,9 @@ def quickstart(
         cost = f"It took {(time.time() - start) / 60:.1f} minutes on {os.cpu_count()} cores, data included."
         recipe.card["evaluation"] = "jem-hf quickstart"
         settings = dict(num_images=num_images, num_cas=0, oracle_epochs=3, feature_epochs=2, progress=progress)
-        report = document(load_model(str(output)), splits, output, recipe.card, "quickstart", cost, **settings)
+        model = load_model(str(output))
+        report, pictures = evaluate(model, splits, **settings)
+        document(model, report, pictures, output, recipe.card, "quickstart", cost)
     report["minutes"] = round((time.time() - start) / 60, 2)
     print_json(report) if as_json else typer.echo(tables(report))
     say(f"{report['minutes']} minutes; look at README.md, report.md and samples.png in {output}")

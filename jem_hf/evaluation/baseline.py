@@ -1,13 +1,15 @@
 """The classifier that a joint model is measured against: the same network, trained to predict and nothing else."""
 
-import contextlib
+import os
 import tempfile
+from collections.abc import Callable
 
 import torch
 from safetensors.torch import load_file
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
+from ..data.tensors import AttributeTensors
 from ..models.configuration_jem import JemConfig
 from ..models.modeling_jem import JemModel
 from ..training.arguments import JemTrainingArguments
@@ -29,64 +31,63 @@ TRAINING = dict(
 )
 
 
-def load_classifier(train, config: JemConfig, num_epochs: int = 6, cache_dir=None, progress=None) -> JemModel:
+def load_classifier(
+    train: AttributeTensors,
+    config: JemConfig,
+    num_epochs: int = 6,
+    cache_dir: str | os.PathLike | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> JemModel:
     """
     A classifier with the network of `config`, from the cache where it is there, else trained and cached.
 
     Processes that torchrun started train it together, and all get it.
 
     Args:
-        train: `AttributeTensors` of the training split.
-        num_epochs: passes over the data; more than a few overfit a small set.
-        progress: called after every training step with the steps done and the steps in all; never on a cache hit.
+        num_epochs (`int`): Passes over the data; more than a few overfit a small set.
+        cache_dir, progress: As for [`load_oracle`].
     """
     network = (config.backbone, sorted(config.backbone_kwargs.items()), config.head, config.num_values)
     settings = ("classifier r2", network, num_epochs, BATCH_SIZE, sorted(TRAINING.items()))
     path = cache_path("classifiers", settings, (train.images, train.labels), cache_dir)
-    model = JemModel(config)
-    if not all_agree(path.exists()):
+    if all_agree(os.path.exists(path)):
+        model = JemModel(config)
+        model.load_state_dict(load_file(path))
+    else:
         model = _train(train, config, num_epochs, progress)
         save_atomically(model.state_dict(), path)
-    model.load_state_dict(load_file(path))
     return model.eval()
 
 
-def _train(train, config: JemConfig, num_epochs: int, progress) -> JemModel:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(), _quiet():
-        torch.manual_seed(TRAINING["seed"])
-        args = JemTrainingArguments(
-            output_dir=folder,
-            num_train_epochs=num_epochs,
-            per_device_train_batch_size=max(1, BATCH_SIZE // join_processes().num_processes),
-            save_strategy="no",
-            disable_tqdm=True,
-            use_cpu=device == "cpu",
-            bf16=has_native_bfloat16(device),
-            **TRAINING,
-        )
-        trainer = JemTrainer(model=JemModel(config), args=args, train_dataset=train)
-        trainer.remove_callback(PrinterCallback)
-        if progress is not None:
-            trainer.add_callback(_Progress(progress))
-        trainer.train()
-        return trainer.ema.module.cpu()
+def _train(train, config, num_epochs, progress) -> JemModel:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the warnings of a training run are not those of an evaluation
+    try:
+        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
+            torch.manual_seed(TRAINING["seed"])
+            args = JemTrainingArguments(
+                output_dir=folder,
+                num_train_epochs=num_epochs,
+                per_device_train_batch_size=max(1, BATCH_SIZE // join_processes().num_processes),
+                save_strategy="no",
+                disable_tqdm=True,
+                use_cpu=not torch.cuda.is_available(),
+                bf16=has_native_bfloat16("cuda" if torch.cuda.is_available() else "cpu"),
+                **TRAINING,
+            )
+            trainer = JemTrainer(model=JemModel(config), args=args, train_dataset=train)
+            trainer.remove_callback(PrinterCallback)
+            if progress is not None:
+                trainer.add_callback(_StepCallback(progress))
+            trainer.train()
+            return trainer.ema.module.cpu()
+    finally:
+        logging.set_verbosity(verbosity)
 
 
-class _Progress(TrainerCallback):
+class _StepCallback(TrainerCallback):
     def __init__(self, progress):
         self.progress = progress
 
     def on_step_end(self, args, state, control, **kwargs):
         self.progress(state.global_step, state.max_steps)
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without the warnings of a training run."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)

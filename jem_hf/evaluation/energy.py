@@ -5,17 +5,18 @@ import torch
 from torchvision.transforms.v2.functional import gaussian_blur, pil_to_tensor
 
 from ..data.avatars import ATTRIBUTES, render
+from ..models.configuration_jem import JemConfig
 from ..models.modeling_jem import JemModel
 from .prediction import predict
 
 
-def evaluate_energy(model: JemModel, images: torch.Tensor, num_avatars: int = 300, seed: int = 0) -> dict:
+def outlier_detection(model: JemModel, images: torch.Tensor, num_avatars: int = 300, seed: int = 0) -> dict:
     """
     AUROC with which `log p~(x)` tells real images from outliers.
 
     Args:
-        images: real ones, uint8 (N, C, H, W).
-        num_avatars: cartoon faces among the outliers, not more than N; 0 leaves them out.
+        images (`torch.Tensor` of shape (N, C, H, W)): Real ones, uint8.
+        num_avatars (`int`): Cartoon faces among the outliers, not more than N; 0 leaves them out.
 
     Returns:
         {"auroc": a} for each set: "noise" (uniform), "one_colour" (each image another), what is made of the images
@@ -43,7 +44,7 @@ def energy_quantiles(model: JemModel, images: torch.Tensor) -> list[float]:
     return np.quantile(-predict(model, images)[1], np.linspace(0, 1, 101)).tolist()
 
 
-def _avatars(config, num: int) -> torch.Tensor | None:
+def _avatars(config: JemConfig, num: int) -> torch.Tensor | None:
     """Cartoon faces, uint8 (num, 3, H, W), as images from elsewhere."""
     if num == 0 or config.num_channels != 3 or set(config.attributes) <= set(ATTRIBUTES):
         return None

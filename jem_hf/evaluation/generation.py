@@ -1,23 +1,32 @@
 """Generation: drawn images as an oracle, a feature network, the training images and a classifier see them."""
 
+import os
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from ..data.tensors import AttributeTensors
-from ..metrics.distances import frechet_distance, kernel_distance, mean_pairwise_distances
-from ..metrics.prediction import nearest_distance, prediction_metrics, request_metrics
+from ..metrics.distances import frechet_distance, kernel_distance, mean_pairwise_distances, nearest_distance
+from ..metrics.prediction import prediction_metrics, request_metrics
 from ..models.image_processing_jem import to_pixels
 from ..models.modeling_jem import JemModel
 from ..training.processes import join_processes, share_rows, unite_rows
-from .feature_network import FeatureNetwork
-from .oracle import Oracle, load_oracle
+from .judges import FeatureNetwork, Oracle, load_oracle
+from .progress import Progress, stage
 from .requests import matching_rows
 
 NUM_SHOWN = 16
 
 
-def draw(model: JemModel, requests: torch.Tensor, seed: int = 0, batch_size: int = 64, progress=None) -> torch.Tensor:
+def draw(
+    model: JemModel,
+    requests: torch.Tensor,
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> torch.Tensor:
     """
     One image (N, C, H, W), in [-1, 1], for each of the requests (N, K), -1 where open, by the model's defaults.
 
@@ -34,7 +43,7 @@ def draw(model: JemModel, requests: torch.Tensor, seed: int = 0, batch_size: int
     return unite_rows(images).cpu()
 
 
-def evaluate_requests(
+def judge_requests(
     predicted: torch.Tensor,
     requests: torch.Tensor,
     real_predicted: torch.Tensor,
@@ -45,10 +54,8 @@ def evaluate_requests(
     How far an oracle finds requests met: agreement over requested attributes, and share of images with all right.
 
     Args:
-        predicted: (N, K), the values that the oracle sees in images drawn for the requests.
-        requests: (N, K), -1 where open.
-        real_predicted: (M, K), the values that it sees in real images, none of which it was trained on.
-        real_labels: (M, K), their labels.
+        predicted, requests (`torch.Tensor` of shape (N, K)): What the oracle sees in images drawn for the requests.
+        real_predicted, real_labels (`torch.Tensor` of shape (M, K)): The same of real images that it does not know.
 
     Returns:
         The numbers of [`request_metrics`], the same of real images that carry the requested labels (`ceiling`,
@@ -60,15 +67,11 @@ def evaluate_requests(
     """
     rows, which = matching_rows(real_labels, requests)
     shuffled = torch.randint(len(real_labels), (len(requests),), generator=torch.Generator().manual_seed(0))
-    bounds = {
-        "floor": (real_predicted[shuffled], requests),
-        "ceiling": (real_predicted[rows], requests[which]),
-    }
-    report = request_metrics(predicted, requests)
+    bounds = {"floor": (real_predicted[shuffled], requests), "ceiling": (real_predicted[rows], requests[which])}
+    report = request_metrics(predicted, requests) | {"share": None, "all_right_of_ceiling": None}
     for name, (found, asked) in bounds.items():
         metrics = request_metrics(found, asked) if len(asked) else {"agreement": None, "all_right": None}
         report |= {name: metrics["agreement"], f"{name}_all_right": metrics["all_right"]}
-    report["share"] = report["all_right_of_ceiling"] = None
     if report["ceiling"] is not None and report["ceiling"] > report["floor"]:
         report["share"] = (report["agreement"] - report["floor"]) / (report["ceiling"] - report["floor"])
     if report["ceiling_all_right"]:
@@ -83,16 +86,15 @@ def evaluate_requests(
     return report
 
 
-def evaluate_distances(
+def set_distances(
     images: torch.Tensor, real_images: torch.Tensor, network: FeatureNetwork, train_features: torch.Tensor
-) -> dict:
+) -> dict[str, dict[str, float | None]]:
     """
     How far drawn images are, as a set, from the training images.
 
     Args:
-        images: (N, C, H, W), drawn.
-        real_images: (M, C, H, W), uint8, that show the same and were not trained on; M near N.
-        train_features: (L, D), of the training images.
+        real_images (`torch.Tensor` of shape (M, C, H, W)): uint8, test images that show the same; M near N.
+        train_features (`torch.Tensor` of shape (L, D)): Of the training images.
 
     Returns:
         "frechet_distance" and "kernel_distance", each of the "samples", of the "real" images and of these "blurred"
@@ -100,28 +102,26 @@ def evaluate_distances(
     """
     real_images = to_pixels(real_images)
     sets = {"samples": images, "real": real_images, "blurred": gaussian_blur(real_images, [5, 5], [1.0, 1.0])}
-    features = {name: network.extract(each) if len(each) > 1 else None for name, each in sets.items()}
+    features = {name: network.extract(each) for name, each in sets.items()}
     return {
-        distance.__name__: {
-            name: None if each is None else distance(each, train_features) for name, each in features.items()
-        }
+        distance.__name__: {name: distance(each, train_features) for name, each in features.items()}
         for distance in (frechet_distance, kernel_distance)
     }
 
 
-def evaluate_diversity(
+def request_diversity(
     images: torch.Tensor,
     groups: torch.Tensor,
     real_images: torch.Tensor,
     real_groups: torch.Tensor,
     network: FeatureNetwork,
-) -> dict | None:
+) -> dict[str, dict[str, float]] | None:
     """
     How much the images of one request differ: the mean distance between two of them, averaged over requests.
 
     Args:
-        images, real_images: (N, C, H, W) and (M, C, H, W), drawn for requests and real ones that carry the labels.
-        groups, real_groups: (N,) and (M,), which request that is.
+        images, real_images (`torch.Tensor` of shape (N, C, H, W)): Drawn for requests, and real that carry the labels.
+        groups, real_groups (`torch.Tensor` of shape (N,)): Which request that is.
 
     Returns:
         For "features" and "pixels" (root mean square, black to white is 1) the number of the "samples" and of the
@@ -141,7 +141,15 @@ def evaluate_diversity(
 
 
 def classification_accuracy_score(
-    model: JemModel, train, test, num: int, *, num_epochs: int = 6, seed: int = 5678, cache_dir=None, in_stage=None
+    model: JemModel,
+    train: AttributeTensors,
+    test: AttributeTensors,
+    num: int,
+    *,
+    num_epochs: int = 6,
+    seed: int = 5678,
+    cache_dir: str | os.PathLike | None = None,
+    progress: Progress | None = None,
 ) -> dict:
     """
     How well a classifier trained on drawn images reads real ones (Ravuri and Vinyals 2019, "Classification Accuracy
@@ -150,29 +158,19 @@ def classification_accuracy_score(
     The classifier has the oracle's architecture and another seed; the images are drawn for the labels of `num`
     training images, and beside it stands the same classifier trained on those images themselves.
 
-    Args:
-        train, test: `AttributeTensors`.
-        num: images to draw.
-        in_stage: called with the name of a stage, gives a function of steps done and steps in all.
-
     Returns:
         "accuracy" and "ap" on the test images under "samples" and "real", and "num_images".
     """
-    in_stage = in_stage or (lambda stage: None)
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:num]
     real = train.subset(rows)
-    images = draw(model, real.labels, seed=seed, progress=in_stage("drawing a training set"))
+    images = draw(model, real.labels, seed=seed, progress=stage(progress, "drawing a training set"))
     samples = AttributeTensors(((images + 1) * 127.5).round().to(torch.uint8), real.labels, real.attributes)
     report = {"num_images": len(real)}
     for name, part in {"samples": samples, "real": real}.items():
+        settings = dict(seed=seed, num_epochs=num_epochs, cache_dir=cache_dir)
         with join_processes().main_process_first():
             classifier = load_oracle(
-                part,
-                model.config.num_values,
-                seed=seed,
-                num_epochs=num_epochs,
-                cache_dir=cache_dir,
-                progress=in_stage(f"classifier of {name}"),
+                part, model.config.num_values, progress=stage(progress, f"classifier of {name}"), **settings
             )
         probabilities = classifier.predict_proba(test.images).numpy()
         metrics = prediction_metrics(probabilities, test.labels.numpy(), model.config.attributes)
@@ -180,21 +178,25 @@ def classification_accuracy_score(
     return report
 
 
-def evaluate_generation(
-    model: JemModel, train, real: dict, requests: dict, oracle: Oracle, network: FeatureNetwork, in_stage
+def judge_images(
+    model: JemModel,
+    train: AttributeTensors,
+    real: dict[str, AttributeTensors],
+    requests: dict[str, tuple[torch.Tensor, str]],
+    oracle: Oracle,
+    network: FeatureNetwork,
+    progress: Progress | None = None,
 ) -> tuple[dict, dict]:
     """
     Draw all requests and judge the images.
 
     Args:
-        train: `AttributeTensors` of the training split.
-        real: `AttributeTensors` of the splits "test" and, where there is one, "novel".
-        requests: see [`requests_by_kind`].
-        in_stage: called with the name of a stage, gives a function of steps done and steps in all.
+        real (`dict`): `AttributeTensors` of the splits "test" and, where there is one, "novel".
+        requests (`dict`): See [`requests_by_kind`].
 
     Returns:
-        report: for each kind [`evaluate_requests`]; for "full" and "seen" [`evaluate_distances`] too, for sparse kinds
-            "diversity" from [`evaluate_diversity`]; "nearest_training_image": the median distance of "samples" and
+        report: for each kind [`judge_requests`]; for "full" and "seen" [`set_distances`] too, for sparse kinds
+            "diversity" from [`request_diversity`]; "nearest_training_image": the median distance of "samples" and
             of "real" test images.
         pictures: "samples": images and requests of each kind, and "nearest": images and their nearest training images.
     """
@@ -202,26 +204,23 @@ def evaluate_generation(
     train_features = network.extract(train.images)
     report, pictures = {}, {"samples": {}}
     for kind, (rows, split) in requests.items():
-        images = draw(model, rows, progress=in_stage(f"drawing {kind}"))
+        images = draw(model, rows, progress=stage(progress, f"drawing {kind}"))
         pictures["samples"][kind] = (images, rows)
         labels = real[split].labels
-        report[kind] = evaluate_requests(
-            oracle.predict(images), rows, predicted[split], labels, model.config.attributes
-        )
+        report[kind] = judge_requests(oracle.predict(images), rows, predicted[split], labels, model.config.attributes)
         distinct, groups = rows.unique(dim=0, return_inverse=True)
         matches, match_groups = matching_rows(labels, distinct)
         kept = torch.randperm(len(matches), generator=torch.Generator().manual_seed(0))[: len(images)]
         real_images, match_groups = real[split].images[matches[kept]], match_groups[kept]
         if split == "test":
-            report[kind] |= evaluate_distances(images, real_images, network, train_features)
+            report[kind] |= set_distances(images, real_images, network, train_features)
         if (rows < 0).any():
-            report[kind]["diversity"] = evaluate_diversity(images, groups, real_images, match_groups, network)
+            report[kind]["diversity"] = request_diversity(images, groups, real_images, match_groups, network)
         if kind == "full":
             distance, index = nearest_distance(images, train.images)
-            report["nearest_training_image"] = {
-                "samples": float(np.median(distance)),
-                "real": float(np.median(nearest_distance(real["test"].images, train.images)[0])),
-            }
+            real_distance = nearest_distance(real["test"].images, train.images)[0]
+            medians = {"samples": float(np.median(distance)), "real": float(np.median(real_distance))}
+            report["nearest_training_image"] = medians
             pictures["nearest"] = (images[:NUM_SHOWN], train.images[index[:NUM_SHOWN]])
     return report, pictures
 

@@ -1,20 +1,24 @@
 """Prediction: a joint model beside a classifier of the same network, raw and calibrated after training."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
+from ..data.tensors import AttributeTensors
 from ..metrics.calibration import AttributeScaling, TemperatureScaling
 from ..metrics.intervals import bootstrap_intervals, paired_bootstrap
 from ..metrics.prediction import prediction_metrics, reliability_curve
 from ..models.image_processing_jem import to_pixels
 from ..models.modeling_jem import JemModel
 
-COMPARED = ("accuracy", "ap", "nll", "ece")
-
 
 @torch.no_grad()
 def predict(
-    model: JemModel, images: torch.Tensor, change=None, batch_size: int = 250
+    model: JemModel,
+    images: torch.Tensor,
+    change: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    batch_size: int = 250,
 ) -> tuple[torch.Tensor, np.ndarray]:
     """
     Logits f(x) (N, K, V) and `log p~(x)` (N,) of images, uint8 or pixels in [-1, 1], of shape (N, C, H, W).
@@ -30,18 +34,14 @@ def predict(
     return torch.cat(logits), torch.cat(log_p).numpy()
 
 
-def evaluate_prediction(model: JemModel, images: torch.Tensor, labels: torch.Tensor) -> tuple[dict, dict]:
-    """[`prediction_metrics`] of a model and its [`reliability_curve`]."""
-    probabilities = predict(model, images)[0].softmax(-1).numpy()
-    metrics = prediction_metrics(probabilities, labels.numpy(), model.config.attributes)
-    return metrics, reliability_curve(probabilities, labels.numpy())
-
-
-def validation_part(splits: dict, share: float = 0.1, seed: int = 0) -> tuple:
+def validation_part(
+    splits: dict[str, AttributeTensors], share: float = 0.1, seed: int = 0
+) -> tuple[AttributeTensors, AttributeTensors]:
     """
     What a classifier is trained on, and what its calibration is fitted on.
 
-    The splits "train" and "validation" (or "valid"); without the latter a random `share` of the training split is it.
+    The splits "train" and "validation" (or "valid"); without the latter a random `share` of the training split is it,
+    which then is one image or more, and both are all of a training split of a single image.
     """
     train = splits["train"]
     for name in ("validation", "valid"):
@@ -49,18 +49,23 @@ def validation_part(splits: dict, share: float = 0.1, seed: int = 0) -> tuple:
             return train, splits[name]
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     num = max(1, round(share * len(train)))
-    return train.subset(order[num:]), train.subset(order[:num])
+    return train.subset(order[num:] if len(train) > num else order), train.subset(order[:num])
 
 
 def compare_prediction(
-    model: JemModel, classifier: JemModel, validation, test, num_resamples: int = 200
+    model: JemModel,
+    classifier: JemModel | None,
+    validation: AttributeTensors | None,
+    test: AttributeTensors,
+    num_resamples: int = 200,
 ) -> tuple[dict, dict]:
     """
     A joint model beside a classifier and beside that classifier calibrated on `validation`.
 
     Args:
-        validation, test: `AttributeTensors` that the classifier was not trained on.
-        num_resamples: of the bootstrap.
+        classifier (`JemModel`, *optional*): Without it the joint model stands alone.
+        validation, test (`AttributeTensors`): What the classifier did not train on.
+        num_resamples (`int`): Of the bootstrap.
 
     Returns:
         report: "prediction" of the joint model and "baselines" ("classifier", "classifier_temperature",
@@ -68,14 +73,11 @@ def compare_prediction(
             "intervals", and "comparison": [`paired_bootstrap`] of joint model less classifier with temperature.
         curves: for each of them its [`reliability_curve`] and its calibration error.
     """
-    logits, validation_logits = predict(classifier, test.images)[0], predict(classifier, validation.images)[0]
-    scalings = {
-        "classifier_temperature": TemperatureScaling(),
-        "classifier_attribute_scaling": AttributeScaling(),
-    }
-    logits = {"joint": predict(model, test.images)[0], "classifier": logits} | {
-        name: scaling.fit(validation_logits, validation.labels)(logits) for name, scaling in scalings.items()
-    }
+    logits = {"joint": predict(model, test.images)[0]}
+    if classifier is not None:
+        logits["classifier"], to_fit = (predict(classifier, part.images)[0] for part in (test, validation))
+        for name, scaling in (("temperature", TemperatureScaling()), ("attribute_scaling", AttributeScaling())):
+            logits[f"classifier_{name}"] = scaling.fit(to_fit, validation.labels)(logits["classifier"])
     probabilities = {name: each.softmax(-1).numpy() for name, each in logits.items()}
     labels, attributes = test.labels.numpy(), model.config.attributes
     rows, curves = {}, {}
@@ -83,14 +85,10 @@ def compare_prediction(
         rows[name] = prediction_metrics(p, labels, attributes)
         rows[name]["intervals"] = bootstrap_intervals(p, labels, attributes, num_resamples)
         curves[name] = (reliability_curve(p, labels), rows[name]["ece"])
-    difference = paired_bootstrap(
-        probabilities["joint"], probabilities["classifier_temperature"], labels, attributes, num_resamples
-    )
-    report = {
-        "prediction": rows.pop("joint"),
-        "baselines": rows,
-        "comparison": {name: difference[name] for name in COMPARED},
-    }
+    report = {"prediction": rows.pop("joint")}
+    if classifier is not None:
+        pair = probabilities["joint"], probabilities["classifier_temperature"]
+        report |= {"baselines": rows, "comparison": paired_bootstrap(*pair, labels, attributes, num_resamples)}
     return report, curves
 
 
@@ -102,9 +100,8 @@ def zero_shot_recognition(logits: torch.Tensor, labels: torch.Tensor, combinatio
     or several of the combinations are left out.
 
     Args:
-        logits: (N, K, V).
-        labels: (N, K), -1 where missing.
-        combinations: (C, K), -1 where an attribute is not part of the combination.
+        logits (`torch.Tensor` of shape (N, K, V)), labels (`torch.Tensor` of shape (N, K)): Of the images.
+        combinations (`torch.Tensor` of shape (C, K)): -1 where an attribute is not part of the combination.
 
     Returns:
         "accuracy", "chance" (one over C), "most_frequent" (the accuracy of always naming the most frequent one) and

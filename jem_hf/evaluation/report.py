@@ -4,31 +4,29 @@ import json
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from ..metrics.tables import KINDS, MODELS, tables
+from ..models.configuration_jem import JemConfig
 from ..models.image_processing_jem import JemImageProcessor, to_pixels
 from ..models.requests_jem import format_request
 from ..plots import image_grid, reliability_diagram
 
 
-def write_report(report: dict, pictures: dict, folder: str | Path, config) -> None:
+def write_report(report: dict, pictures: dict, folder: str | Path, config: JemConfig) -> None:
     """
     Write `report.json`, `report.md` and its pictures.
 
-    These are `reliability.png`, a grid of samples for each kind of request, and `nearest.png`: samples beside their
-    nearest training images.
-
-    Args:
-        report, pictures: from [`evaluate`].
-        config: `JemConfig` of the model.
+    These are `reliability.png` where there is a label, a grid of samples for each kind of request, and `nearest.png`:
+    samples beside their nearest training images. See [`evaluate`] for `report` and `pictures`.
     """
-    folder = Path(folder)
+    folder, figures = Path(folder), []
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-    reliability_diagram(
-        {MODELS[name]: curve for name, curve in pictures["reliability"].items()}, folder / "reliability.png"
-    )
-    figures = ["![Reliability diagram](reliability.png)"]
+    curves = {MODELS[name]: curve for name, curve in pictures["reliability"].items()}
+    if report["prediction"]["ece"] is not None:
+        reliability_diagram(curves, folder / "reliability.png")
+        figures.append("![Reliability diagram](reliability.png)")
     for name, (images, requests) in pictures.get("samples", {}).items():
         _sample_grid(images, requests, config).save(folder / f"samples-{name}.png")
         figures.append(f"![{KINDS[name]}](samples-{name}.png)\n\n{KINDS[name].capitalize()}.")
@@ -38,7 +36,7 @@ def write_report(report: dict, pictures: dict, folder: str | Path, config) -> No
     (folder / "report.md").write_text("\n\n".join([f"# Report\n\n{tables(report)}", *figures]) + "\n")
 
 
-def _sample_grid(images: torch.Tensor, requests: torch.Tensor, config):
+def _sample_grid(images: torch.Tensor, requests: torch.Tensor, config: JemConfig) -> Image.Image:
     """The first 64 images, eight a row; a row of sparse requests, which share one, carries its text."""
     images, requests = images[:64], requests[:64:8]
     sparse = (requests < 0).any()
@@ -46,7 +44,7 @@ def _sample_grid(images: torch.Tensor, requests: torch.Tensor, config):
     return image_grid(JemImageProcessor.to_pil(images), scale=_scale(images), row_labels=texts)
 
 
-def _nearest_grid(images: torch.Tensor, nearest: torch.Tensor):
+def _nearest_grid(images: torch.Tensor, nearest: torch.Tensor) -> Image.Image:
     """Full rows of eight samples, or one of fewer, each above its nearest training image."""
     columns = min(8, len(images))
     num_rows = len(images) // columns

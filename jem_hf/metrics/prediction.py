@@ -1,33 +1,34 @@
-"""Numbers that judge a model: calibrated prediction of attributes, requests met by generated images, copied images.
+"""Numbers that judge a model: calibrated prediction of attributes, and requests met by generated images.
 
 Plain functions of arrays. Predicted probabilities have the shape (N, K, V): N images, K attributes, V the largest
 number of values; an attribute with fewer values has zeros beyond them. Labels are integers (N, K), -1 where missing,
-and a missing label is left out everywhere.
+and a missing label is left out everywhere. A number that is not defined is None.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 METRICS = ("accuracy", "f1", "ap", "auroc", "nll", "brier", "ece", "ece_equal_mass", "ece_positive")
 CALIBRATION_ERRORS = {"ece": {}, "ece_equal_mass": {"equal_mass": True}, "ece_positive": {"positive": True}}
+LEAST_PROBABILITY = 1e-12  # of a label, or one that was held for impossible makes the mean of -log p infinite
 
 
-def prediction_metrics(probabilities, labels, attributes: Sequence[str], num_bins: int = 15) -> dict:
-    """Quality and calibration of predicted attribute probabilities, per attribute and overall.
+def prediction_metrics(
+    probabilities: np.ndarray, labels: np.ndarray, attributes: Sequence[str], num_bins: int = 15
+) -> dict:
+    """
+    Quality and calibration of predicted attribute probabilities, per attribute and overall.
 
     Args:
-        probabilities: (N, K, V), each row over V sums to one.
-        labels: (N, K) integers, -1 for missing.
-        attributes: the K names.
-        num_bins: bins of the calibration errors.
+        probabilities (`np.ndarray` of shape (N, K, V)): Each row over V sums to one.
+        labels (`np.ndarray` of shape (N, K)): Integers, -1 for missing.
+        attributes (`Sequence[str]`): The K names.
+        num_bins (`int`): Bins of the calibration errors.
 
     Returns:
-        Numbers under "accuracy", "f1_macro", "f1_micro", "ap", "auroc", "nll", "brier", "ece", "ece_equal_mass" and
-        "ece_positive", and under "per_attribute" for each name: "accuracy", "f1", "ap", "auroc", "nll", "brier",
-        "ece", "ece_equal_mass", "ece_positive" and "frequency" (of the positive class; a list over the values of a
-        categorical attribute). None where a number is not defined.
+        Numbers by name, and under "per_attribute" for each attribute its own, "f1" for the two below and "frequency"
+        (of the positive class; a list over the values of a categorical attribute). None where one is not defined.
 
         - accuracy, f1_macro, ap, auroc, nll, brier: means over the attributes for which the number is defined.
         - f1, ap, auroc: of the positive class of a binary attribute; of a categorical one the mean over its values,
@@ -38,23 +39,25 @@ def prediction_metrics(probabilities, labels, attributes: Sequence[str], num_bin
         - ece: top-label expected calibration error (Guo et al. 2017); ece_equal_mass: the same over bins of equal
           mass; ece_positive: of the probability of the positive class against its frequency. See
           [`reliability_curve`]. All three are pooled over the (image, attribute) pairs, so that opposite errors of
-          two attributes at one confidence cancel; the errors of each attribute stand in "per_attribute".
+          two attributes at one confidence cancel.
 
     Raises:
-        ValueError: shapes or names that do not fit, NaN, rows that do not sum to one, labels without a value, or no
-            label at all.
+        ValueError: shapes or names that do not fit, NaN, rows that do not sum to one, or labels without a value.
     """
+    from sklearn.metrics import f1_score
+
     probabilities, labels = checked_predictions(probabilities, labels, attributes)
-    columns = []
+    rows = []
     for k, num_values in enumerate(value_counts(probabilities, labels)):
         present = labels[:, k] >= 0
-        columns.append((probabilities[present, k, :num_values], labels[present, k]))
-    rows = [_attribute_metrics(p, y, num_bins) for p, y in columns]
-    overall = {name: _mean([row[name] for row in rows]) for name in METRICS}
+        rows.append(_attribute_metrics(probabilities[present, k, :num_values], labels[present, k], num_bins))
+    overall = {name: mean_of_defined([row[name] for row in rows]) for name in METRICS}
+    pairs, values = one_against_rest(probabilities, labels), np.arange(probabilities.shape[2])
+    truth, guessed = ((x[..., None] == values)[pairs] for x in (labels, probabilities.argmax(-1)))
     return {
         "accuracy": overall["accuracy"],
         "f1_macro": overall["f1"],
-        "f1_micro": _f1_micro(columns),
+        "f1_micro": float(f1_score(truth, guessed, zero_division=0)) if len(truth) else None,
         **{name: overall[name] for name in ("ap", "auroc", "nll", "brier")},
         **_calibration_errors(probabilities, labels, num_bins),
         "per_attribute": dict(zip(attributes, rows, strict=True)),
@@ -62,32 +65,26 @@ def prediction_metrics(probabilities, labels, attributes: Sequence[str], num_bin
 
 
 def reliability_curve(
-    probabilities, labels, num_bins: int = 15, *, equal_mass: bool = False, positive: bool = False
-) -> dict:
-    """Accuracy against confidence over all pairs of image and attribute.
+    probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15, equal_mass: bool = False, positive: bool = False
+) -> dict[str, np.ndarray]:
+    """
+    Accuracy against confidence over all pairs of image and attribute.
 
     Args:
-        probabilities: (N, K, V), each row over V sums to one.
-        labels: (N, K) integers, -1 for missing.
-        num_bins: bins of the confidence. A bin holds its lower edge; the last one holds the highest confidence too.
-        equal_mass: bins between quantiles of the confidences, which hold equally many of them (Nguyen and O'Connor
-            2015; "adaptive" in Nixon et al. 2019), in place of bins of equal width over [0, 1]. Equal confidences
-            are never parted: where one value fills several bins, some of them stay empty.
-        positive: confidence is the probability of the positive class and accuracy is its frequency; a categorical
-            attribute counts with all its values, each against the rest. Else confidence is the probability of the
-            most probable value and accuracy is how often that is right (top label, Guo et al. 2017).
+        probabilities, labels: As for [`prediction_metrics`], and so are the errors.
+        num_bins (`int`): Bins of the confidence. A bin holds its lower edge, the last one the highest confidence too.
+        equal_mass (`bool`): Bins between quantiles of the confidences, which hold equally many of them (Nguyen and
+            O'Connor 2015), in place of equal width over [0, 1]. Equal confidences are never parted.
+        positive (`bool`): Confidence is the probability of the positive class and accuracy is its frequency; a
+            categorical attribute counts with all its values, each against the rest. Else confidence is the
+            probability of the most probable value and accuracy is how often that is right.
 
     Returns:
         Arrays (num_bins,): the mean "confidence" and the "accuracy" in each bin, NaN in an empty one, and its "count";
         and the "edges" of the bins (num_bins + 1,).
-
-    Raises:
-        ValueError: as for `prediction_metrics`.
     """
     probabilities, labels = checked_predictions(probabilities, labels)
-    _, confidences, right = confidence_pairs(probabilities, labels, positive)
-    edges = bin_edges(confidences, num_bins, equal_mass)
-    bins = bin_index(confidences, edges)
+    _, bins, edges, confidences, right = binned_pairs(probabilities, labels, num_bins, equal_mass, positive)
     count = np.bincount(bins, minlength=num_bins)
     divisor = np.where(count > 0, count, np.nan)
     return {
@@ -98,40 +95,51 @@ def reliability_curve(
     }
 
 
-def confidence_pairs(
-    probabilities: np.ndarray, labels: np.ndarray, positive: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Index of the image, confidence and whether it came true (M,), of what a [`reliability_curve`] is made of."""
-    if not positive:
-        present = labels >= 0
-        right = probabilities.argmax(-1) == labels
-        return present.nonzero()[0], probabilities.max(-1)[present], right[present]
-    counts = value_counts(probabilities, labels)[:, None]
-    values = np.arange(probabilities.shape[2])
-    asked = np.where(counts == 2, values == 1, values < counts)  # (K, V)
-    chosen = (labels >= 0)[..., None] & asked
-    return chosen.nonzero()[0], probabilities[chosen], (labels[..., None] == values)[chosen]
-
-
-def bin_edges(confidences: np.ndarray, num_bins: int, equal_mass: bool = False) -> np.ndarray:
-    """Edges (num_bins + 1,), ascending, of bins of equal width over [0, 1] or of equal mass of the confidences."""
-    quantiles = np.linspace(0, 1, num_bins + 1)
-    return np.quantile(confidences, quantiles) if equal_mass else quantiles
-
-
-def bin_index(confidences: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """The bin in which each confidence lies. A bin holds its lower edge."""
-    return np.searchsorted(edges[1:-1], confidences, side="right")
-
-
-def expected_calibration_error(curve: dict) -> float:
+def expected_calibration_error(curve: dict[str, np.ndarray]) -> float | None:
     """Gap between accuracy and confidence, averaged over a [`reliability_curve`] (Guo et al. 2017, eq. 3)."""
     gaps = np.abs(curve["accuracy"] - curve["confidence"])
-    return float(np.nansum(gaps * curve["count"]) / curve["count"].sum())
+    total = curve["count"].sum()
+    return float(np.nansum(gaps * curve["count"]) / total) if total else None
+
+
+def binned_pairs(
+    probabilities: np.ndarray, labels: np.ndarray, num_bins: int, equal_mass: bool = False, positive: bool = False
+) -> tuple[np.ndarray, ...]:
+    """What a [`reliability_curve`] is made of: image, bin (M,), edges (num_bins + 1,), confidence and truth (M,)."""
+    if positive:
+        pairs = one_against_rest(probabilities, labels)
+        confidences, right = probabilities[pairs], (labels[..., None] == np.arange(probabilities.shape[2]))[pairs]
+    else:
+        pairs = labels >= 0
+        confidences, right = probabilities.max(-1)[pairs], (probabilities.argmax(-1) == labels)[pairs]
+    edges = np.linspace(0, 1, num_bins + 1)
+    if equal_mass and len(confidences):
+        edges = np.quantile(confidences, edges)
+    return pairs.nonzero()[0], np.searchsorted(edges[1:-1], confidences, side="right"), edges, confidences, right
+
+
+def one_against_rest(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Mask (N, K, V) where labels are present: of binary attributes the positive class, of others every value."""
+    counts = value_counts(probabilities, labels)[:, None]
+    values = np.arange(probabilities.shape[2])
+    return (labels >= 0)[..., None] & np.where(counts == 2, values == 1, values < counts)
+
+
+def value_counts(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """V_k (K,): the values of each attribute up to the last that has probability anywhere or occurs; at least two."""
+    occurs = (probabilities > 0).any(0)  # (K, V)
+    last = occurs.shape[1] - 1 - occurs[:, ::-1].argmax(1)
+    return np.maximum(last, labels.max(0, initial=1)) + 1
+
+
+def mean_of_defined(numbers: Sequence[float | None]) -> float | None:
+    """Mean of the numbers that are defined; None where none is."""
+    defined = [number for number in numbers if number is not None]
+    return float(np.mean(defined)) if defined else None
 
 
 def checked_predictions(
-    probabilities, labels, attributes: Sequence[str] | None = None
+    probabilities: np.ndarray, labels: np.ndarray, attributes: Sequence[str] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities (N, K, V) as float64 and labels (N, K) as arrays, or a ValueError that says what is wrong."""
     probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
@@ -143,26 +151,18 @@ def checked_predictions(
         raise ValueError("probabilities must be at least zero and sum to one over the values of an attribute")
     if (labels >= probabilities.shape[2]).any():
         raise ValueError(f"a label is {labels.max()}, but the largest number of values is {probabilities.shape[2]}")
-    if not (labels >= 0).any():
-        raise ValueError("there is no label: all are missing")
     if attributes is not None and len(attributes) != labels.shape[1]:
         raise ValueError(f"{len(attributes)} attribute names for {labels.shape[1]} attributes")
     return probabilities, labels
 
 
-def value_counts(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """V_k (K,): the values of each attribute up to the last that has probability anywhere or occurs; at least two."""
-    occurs = (probabilities > 0).any(0)  # (K, V)
-    last = occurs.shape[1] - 1 - occurs[:, ::-1].argmax(1)
-    return np.maximum(np.maximum(last, labels.max(0)), 1) + 1
-
-
-def request_metrics(predicted, requested) -> dict:
-    """How far an oracle finds the requested attributes in generated images.
+def request_metrics(predicted: np.ndarray, requested: np.ndarray) -> dict:
+    """
+    How far an oracle finds the requested attributes in generated images.
 
     Args:
-        predicted: (N, K) integers, the values that the oracle sees.
-        requested: (N, K) integers, -1 where nothing is requested.
+        predicted, requested (`np.ndarray` of shape (N, K)): The values that the oracle sees, and those that are
+            requested, -1 where nothing is.
 
     Returns:
         "agreement": share of the requested entries that are met; "all_right": share of the images with all of theirs
@@ -185,28 +185,6 @@ def request_metrics(predicted, requested) -> dict:
     }
 
 
-def nearest_distance(images, reference, batch_size: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """Distance of each image to the nearest of the reference images: zero for a copy.
-
-    Args:
-        images: tensor (N, C, H, W), uint8 or floats in [-1, 1].
-        reference: tensor (M, C, H, W), likewise.
-
-    Returns:
-        distance: (N,), root mean square over pixels and channels, where black and white are 0 and 1.
-        index: (N,), which reference image.
-    """
-    images, reference = _unit_rows(images), _unit_rows(reference)
-    squares = reference.square().sum(1)
-    distances, indices = [], []
-    for batch in images.split(batch_size):
-        index = torch.addmm(squares, batch, reference.T, alpha=-2).argmin(1)
-        # Again from the difference: the expanded square above is off by rounding, and a copy must be at zero.
-        distances.append((batch - reference[index]).square().mean(1).sqrt())
-        indices.append(index)
-    return torch.cat(distances).cpu().numpy(), torch.cat(indices).cpu().numpy()
-
-
 def _attribute_metrics(probabilities: np.ndarray, labels: np.ndarray, num_bins: int) -> dict:
     """The metrics of one attribute from its present labels (N,) and their probabilities (N, V_k)."""
     if not len(labels):
@@ -214,50 +192,27 @@ def _attribute_metrics(probabilities: np.ndarray, labels: np.ndarray, num_bins: 
     from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
     num_values = probabilities.shape[1]
-    guesses = probabilities.argmax(1)
-    truth = np.eye(num_values)[labels]
-    frequency = truth.mean(0).tolist()
+    guesses, truth = probabilities.argmax(1), np.eye(num_values)[labels]
+    frequency = truth.mean(0)
     values = [1] if num_values == 2 else range(num_values)
     ranked = [v for v in values if 0 < frequency[v] < 1]
-    seen = [v for v in values if num_values == 2 or frequency[v] > 0 or (guesses == v).any()]
+    one_class = truth[:, ranked], probabilities[:, ranked]
     return {
         "accuracy": float((guesses == labels).mean()),
-        "f1": _mean([f1_score(truth[:, v], guesses == v, zero_division=0) for v in seen]),
-        "ap": _mean([average_precision_score(truth[:, v], probabilities[:, v]) for v in ranked]),
-        "auroc": _mean([roc_auc_score(truth[:, v], probabilities[:, v]) for v in ranked]),
-        "nll": float(-np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)).mean()),
+        "f1": float(
+            f1_score(labels, guesses, labels=[1] if num_values == 2 else None, average="macro", zero_division=0)
+        ),
+        "ap": float(average_precision_score(*one_class)) if ranked else None,
+        "auroc": float(roc_auc_score(*one_class)) if ranked else None,
+        "nll": float(-np.log(probabilities[np.arange(len(labels)), labels].clip(LEAST_PROBABILITY)).mean()),
         "brier": float(((probabilities - truth) ** 2).sum(1).mean()),
         **_calibration_errors(probabilities[:, None], labels[:, None], num_bins),
-        "frequency": frequency[1] if num_values == 2 else frequency,
+        "frequency": float(frequency[1]) if num_values == 2 else frequency.tolist(),
     }
 
 
-def _f1_micro(columns) -> float:
-    """F1 of all attributes pooled: of positives where binary, of every value where categorical."""
-    true_positives = guessed = positives = 0
-    for probabilities, labels in columns:
-        guesses = probabilities.argmax(1)
-        counted = labels >= (1 if probabilities.shape[1] == 2 else 0)
-        claimed = guesses >= (1 if probabilities.shape[1] == 2 else 0)
-        true_positives += (counted & (guesses == labels)).sum()
-        guessed += claimed.sum()
-        positives += counted.sum()
-    return float(2 * true_positives / max(guessed + positives, 1))
-
-
-def _calibration_errors(probabilities: np.ndarray, labels: np.ndarray, num_bins: int) -> dict[str, float]:
+def _calibration_errors(probabilities: np.ndarray, labels: np.ndarray, num_bins: int) -> dict[str, float | None]:
     return {
         name: expected_calibration_error(reliability_curve(probabilities, labels, num_bins, **kind))
         for name, kind in CALIBRATION_ERRORS.items()
     }
-
-
-def _mean(numbers: Sequence[float | None]) -> float | None:
-    defined = [number for number in numbers if number is not None]
-    return float(np.mean(defined)) if defined else None
-
-
-def _unit_rows(images: torch.Tensor) -> torch.Tensor:
-    """Images as rows of pixels in [0, 1]."""
-    unit = images.float() / 255 if images.dtype == torch.uint8 else (images.float().clamp(-1, 1) + 1) / 2
-    return unit.flatten(1)
