@@ -2,7 +2,8 @@ import pytest
 import yaml
 
 from jem_hf import JemTrainingArguments
-from jem_hf.training.recipes import MODEL_FIELDS, RECIPES, _resolved, load_recipe
+from jem_hf.training.fields import MODEL_FIELDS
+from jem_hf.training.recipes import RECIPES, load_recipe
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -56,7 +57,7 @@ def test_wrong_recipes(content, message, tmp_path):
 
 def test_yaml_no_is_a_strategy():
     recipe = load_recipe("quickstart", {"eval_strategy": "no"})
-    assert JemTrainingArguments(**_resolved(recipe.training), use_cpu=True).eval_strategy == "no"
+    assert JemTrainingArguments(**recipe.training, use_cpu=True).eval_strategy == "no"
 
 
 def test_missing_and_broken_files(tmp_path):

@@ -14,7 +14,13 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from jem_hf import JemImageProcessor, JemModel, JemTrainer
 from jem_hf.data.tensors import AttributeStream
-from jem_hf.training.checkpoints import remove_partial_folders, replaced_files, rotate, whole_folder
+from jem_hf.training.checkpoints import (
+    list_checkpoints,
+    remove_partial_folders,
+    replaced_files,
+    rotate,
+    whole_folder,
+)
 
 TRAINING = Path(__file__).parents[1] / "training"
 sys.path.insert(0, str(TRAINING))
@@ -183,11 +189,11 @@ def test_replaced_files_are_replaced_all_or_none(tmp_path):
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     for step in (2, 4, 6, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    rotate(tmp_path, None, None)
+    rotate(list_checkpoints(tmp_path), None, None)
     assert len(list(tmp_path.iterdir())) == 4
-    rotate(tmp_path, 2, str(tmp_path / "checkpoint-2"))
+    rotate(list_checkpoints(tmp_path), 2, str(tmp_path / "checkpoint-2"))
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-10"}
-    rotate(tmp_path, 1, str(tmp_path / "checkpoint-2"))
+    rotate(list_checkpoints(tmp_path), 1, str(tmp_path / "checkpoint-2"))
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-10"}
 
 

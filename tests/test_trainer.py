@@ -6,6 +6,7 @@ from PIL import Image
 
 from jem_hf import JemModel, JemTrainer, JemTrainingArguments
 from jem_hf.training.negatives import frozen
+from jem_hf.training.objectives import contrast, jem
 
 CHAIN = dict(chain_steps=3, chain_step_size=0.1, buffer_size=64, gibbs_every=1)
 
@@ -131,7 +132,7 @@ def fixed_chain_trainer(config, tensors, folder, **kwargs):
     generator = torch.Generator().manual_seed(3)
     data, samples, others = (torch.rand(4, 3, 8, 8, generator=generator) * 2 - 1 for _ in range(3))
     labels, sample_labels = tensors.labels[:4], tensors.labels[4:8]
-    trainer.negatives.draw = lambda x: (samples, sample_labels, others)
+    trainer.negatives.sample = lambda x: (samples, sample_labels, others)
     return trainer, data, labels, samples, sample_labels, others
 
 
@@ -144,7 +145,7 @@ def test_contrastive_gradient_of_the_trainer(config, tensors, tmp_path):
     for penalty in (0.0, 0.1):
         trainer, x, y, samples, sample_y, _ = fixed_chain_trainer(config, tensors, tmp_path, energy_penalty=penalty)
         model = trainer.model
-        loss, stats, _ = trainer._contrastive_loss(model, x, y)
+        loss, stats, _ = contrast(trainer, model, x, y)
         data, drawn = model.log_joint(x, y), model.log_joint(samples, sample_y)
         expected = drawn.mean() - data.mean() + penalty * (data.square().mean() + drawn.square().mean())
         torch.testing.assert_close(gradient(loss, model), gradient(expected, model))
@@ -157,8 +158,8 @@ def test_extra_terms_act_through_the_last_step(config, tensors, tmp_path):
         config, tensors, tmp_path, kl_weight=2.0, entropy_weight=0.5
     )
     shift = torch.zeros(1, requires_grad=True)  # stands for what the last step owes to the parameters
-    trainer.negatives.draw = lambda x: (samples + shift, sample_y, others)
-    loss, _, _ = trainer._contrastive_loss(trainer.model, x, y)
+    trainer.negatives.sample = lambda x: (samples + shift, sample_y, others)
+    loss, _, _ = contrast(trainer, trainer.model, x, y)
     moved = samples + shift
     log_p = trainer.model.log_joint(moved, sample_y).mean()
     distance = (moved[:, None] - others).flatten(2).norm(dim=2).min(1).values
@@ -166,15 +167,15 @@ def test_extra_terms_act_through_the_last_step(config, tensors, tmp_path):
     torch.testing.assert_close(torch.autograd.grad(loss, shift)[0], torch.autograd.grad(expected, shift)[0])
     plain, *_ = fixed_chain_trainer(config, tensors, tmp_path)
     plain.model.load_state_dict(trainer.model.state_dict())
-    without, _, _ = plain._contrastive_loss(plain.model, x, y)
-    loss, _, _ = trainer._contrastive_loss(trainer.model, x, y)
+    without, _, _ = contrast(plain, plain.model, x, y)
+    loss, _, _ = contrast(trainer, trainer.model, x, y)
     torch.testing.assert_close(gradient(loss, trainer.model), gradient(without, plain.model))  # parameters held
 
 
 def test_jem_loss_is_log_p_y_given_x_plus_log_p_x(config, tensors, tmp_path):
     trainer, x, y, samples, _, others = fixed_chain_trainer(config, tensors, tmp_path)
-    trainer.negatives.draw = lambda x: (samples, torch.full_like(y, -1), others)
-    loss, _ = trainer._jem_loss(trainer.model, x, y)
+    trainer.negatives.sample = lambda x: (samples, torch.full_like(y, -1), others)
+    loss, _ = jem(trainer, trainer.model, x, y)
     model = trainer.model
     marginal = model.log_marginal(samples).mean() - model.log_marginal(x).mean()
     expected = marginal + 3 * model(x, y).loss
@@ -188,9 +189,11 @@ def test_moving_average_by_hand(config, tensors, tmp_path):
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter.add_(1.0)
-    trainer.ema.update_parameters(trainer.model)
-    for before, averaged in zip(first, trainer.ema.module.parameters()):
-        torch.testing.assert_close(averaged, before + 1 - 2 / 11)
+    for step, decay in ((2, 1 / 10), (3, 2 / 11), (10**6, 0.999)):
+        before = [p.clone() for p in trainer.ema.module.parameters()]
+        trainer.ema.update(trainer.model, step=step)
+        for old, averaged, p in zip(before, trainer.ema.module.parameters(), trainer.model.parameters()):
+            torch.testing.assert_close(averaged, decay * old + (1 - decay) * p)
 
 
 def test_evaluation_writes_a_grid(config, tensors, tmp_path):

@@ -66,7 +66,7 @@ def evaluate(
     as_json: Json = False,
 ):
     """Measure a model beside a classifier of the same network; an independent oracle judges its images."""
-    from ..training.recipes import load_evaluation_splits
+    from ..training.splits import load_evaluation_splits
 
     network, processor = load_with_processor(model)
     splits = load_evaluation_splits(dataset, processor, network.config, fields_of(context.args))

@@ -132,7 +132,7 @@ def resolve(name_or_path: str | os.PathLike, files=(WEIGHTS,), kwargs: dict | No
 
 
 def _write_card(folder, model, name):
-    write_draft(folder, model, name=name)
+    write_draft(folder, model.config, model.num_parameters(), name)
 
 
 OnHub.resolve = staticmethod(resolve)
