@@ -192,6 +192,16 @@ def test_resume_is_exact_with_alarms_before_and_after(tmp_path):
     assert resumed.args.chain_step_size == whole.args.chain_step_size
 
 
+def test_loading_its_own_state_changes_nothing(config, tensors, tmp_path):
+    trainer = make(config, tensors, tmp_path, guard_saturated=1e-6, max_steps=3, **HOT | {"chain_step_size": 500.0})
+    trainer.train()
+    before = trainer.guard.state_dict(), trainer.args.chain_step_size
+    assert before[1] < 500.0
+    for _ in range(2):
+        trainer.guard.load_state_dict(json.loads(json.dumps(trainer.guard.state_dict())))
+        assert (trainer.guard.state_dict(), trainer.args.chain_step_size) == before
+
+
 def test_command_ends_with_one_line(tmp_path):
     from typer.testing import CliRunner
 

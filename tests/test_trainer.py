@@ -204,6 +204,82 @@ def test_evaluation_writes_a_grid(config, tensors, tmp_path):
     json.dumps(metrics)
 
 
+# What is made of a model that is saved
+
+
+def one_valued(tensors):
+    """Test images of which AP and AUROC are not defined: every label is the same."""
+    from jem_hf import AttributeTensors
+
+    return AttributeTensors(tensors.images[:1], torch.tensor([[0, 0, 0]]), tensors.attributes)
+
+
+def trainer_of(config, tensors, folder, **kwargs):
+    settings = dict(save_strategy="steps", save_steps=3, eval_strategy="steps", eval_steps=3, sample_grid=2)
+    args = arguments(folder, **settings | kwargs)
+    return JemTrainer(JemModel(config), args, train_dataset=tensors, eval_dataset=one_valued(tensors))
+
+
+@pytest.mark.parametrize("save_strategy", ["steps", "best"])
+def test_metrics_that_are_not_defined(config, tensors, tmp_path, save_strategy):
+    """They are "-" on the card and never the best."""
+    trainer = trainer_of(
+        config, tensors, tmp_path, load_best_model_at_end=True, metric_for_best_model="ap", save_strategy=save_strategy
+    )
+    trainer.train()
+    trainer.save_model()
+    assert trainer.state.best_metric is None and trainer.state.best_model_checkpoint is None
+    text = (tmp_path / "README.md").read_text()
+    assert "| ap | - |" in text and "| auroc | - |" in text and "| accuracy | " in text
+    assert (tmp_path / "checkpoint-6" / "README.md").exists() == (save_strategy == "steps")
+
+
+def test_the_best_metric_is_one_that_there_is(config, tensors, tmp_path):
+    trainer = trainer_of(config, tensors, tmp_path, metric_for_best_model="acuracy")
+    with pytest.raises(ValueError, match=r"'eval_acuracy' is none of the metrics .*eval_accuracy"):
+        trainer.train()
+    assert JemModel.from_pretrained(tmp_path / "checkpoint-3")
+
+
+def test_what_fails_after_a_model_is_saved_is_a_warning(config, tensors, tmp_path, caplog):
+    """The model is on the disk before its evaluation; grid, card and metrics that fail are named."""
+    from transformers.utils import logging
+
+    logging.enable_propagation()
+    written = []
+
+    def broken_metrics(prediction):
+        written.append((tmp_path / f"checkpoint-{trainer.state.global_step}" / "model.safetensors").is_file())
+        raise ZeroDivisionError("no metric")
+
+    trainer = trainer_of(config, tensors, tmp_path)
+    trainer.compute_metrics = broken_metrics
+    trainer.card = {"license_of": "nobody"}  # not an argument of `write_card`
+    trainer.train()
+    trainer.save_model()
+    assert written == [True, True]
+    assert "the evaluation failed, and training goes on: ZeroDivisionError: no metric" in caplog.text
+    assert "the model card failed" in caplog.text
+    (tmp_path / "samples-6.png").mkdir()  # no picture can be written there
+    trainer.compute_metrics = trainer._prediction_metrics
+    assert "eval_accuracy" in trainer.evaluate() and "the grid of samples failed" in caplog.text
+    for folder in (tmp_path, tmp_path / "checkpoint-3", tmp_path / "checkpoint-6"):
+        assert JemModel.from_pretrained(folder)
+    resumed = trainer_of(config, tensors, tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    for name, value in trainer.ema.state_dict().items():
+        assert torch.equal(value, resumed.ema.state_dict()[name]), name
+    logging.disable_propagation()
+
+
+def test_a_checkpoint_has_the_evaluation_of_its_step(config, tensors, tmp_path):
+    trainer_of(config, tensors, tmp_path).train()
+    for step in (3, 6):
+        state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        assert [log["step"] for log in state["log_history"] if "eval_nll" in log][-1] == step
+        assert "| accuracy | " in (tmp_path / f"checkpoint-{step}" / "README.md").read_text()
+
+
 def test_time_limit_stops_and_saves(config, tensors, tmp_path):
     trainer = train(config, tensors, tmp_path, max_steps=10_000, max_minutes=0.02, save_strategy="steps")
     assert 0 < trainer.state.global_step < 10_000

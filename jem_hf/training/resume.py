@@ -202,6 +202,7 @@ class ResumableTrainer(Trainer):
         # a run that is resumed from the checkpoint that was written before the evaluation does not repeat it
         with torch.random.fork_rng([device] if device.type == "cuda" else []), guarded:
             metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        self.control.should_evaluate = False
         return metrics
 
     def _determine_best_metric(self, metrics, trial):
