@@ -8,6 +8,7 @@ import torch
 from transformers.utils import logging
 
 from ..data.splits import ZERO_SHOT_CANDIDATES, zero_shot_combinations
+from ..data.tensors import AttributeTensors
 from ..models.configuration_jem import JemConfig, nearest_name
 from ..models.image_processing_jem import JemImageProcessor
 from ..models.modeling_jem import JemModel
@@ -182,6 +183,8 @@ def _without_evaluation(training: dict, splits: dict) -> dict:
 def _novel_combinations(novel, splits, attributes, values) -> list[dict]:
     """What was held out, as the config has it: without combinations of attributes that are too rare to be kept."""
     if isinstance(novel, str):
+        if not all(isinstance(split, AttributeTensors) for split in splits.values()):
+            raise ValueError(f"a stream is not counted: list the combinations instead of novel={novel!r}")
         labels = torch.cat([split.labels for split in splits.values()])
         candidates = [c for c in ZERO_SHOT_CANDIDATES[novel] if set(c) <= set(attributes)]
         novel = zero_shot_combinations(labels, attributes, candidates)

@@ -130,11 +130,6 @@ class ResumableTrainer(Trainer):
         place = {"pass": self._pass, "batches": self._batches_of_pass}
         return {"run": self.run_id, "identity": self.identity(), **place}
 
-    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, model, trial, *args, **kwargs):
-        if self.control.should_save and self.control.should_evaluate:
-            self._write_checkpoint(trial)
-        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
-
     def _save_checkpoint(self, model, trial):
         run_folder, state = self._get_output_dir(trial), self.state
         folder = self._write_checkpoint(trial)
@@ -195,13 +190,15 @@ class ResumableTrainer(Trainer):
     def document(self, folder: Path) -> None:
         """Called when a model has been written to a folder, to put beside it what is said of it."""
 
-    def _evaluate(self, trial, ignore_keys_for_eval, skip_scheduler=False):
+    def _evaluate(self, trial, *args, **kwargs):
         metrics, device = {}, self.args.device
+        if self.control.should_save:
+            self._write_checkpoint(trial)
         is_alone = self.args.world_size == 1  # of several processes one must not go on without the others
         guarded = failure_is_a_warning("the evaluation") if is_alone else contextlib.nullcontext()
         # a run that is resumed from the checkpoint that was written before the evaluation does not repeat it
         with torch.random.fork_rng([device] if device.type == "cuda" else []), guarded:
-            metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+            metrics = super()._evaluate(trial, *args, **kwargs)
         self.control.should_evaluate = False
         return metrics
 
