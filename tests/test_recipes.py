@@ -4,7 +4,7 @@ from transformers.utils import logging
 
 from jem_hf import JemTrainingArguments
 from jem_hf.training.fields import MODEL_FIELDS, PATHS, SECTIONS, read_yaml
-from jem_hf.training.recipes import RECIPES, load_recipe, make_trainer
+from jem_hf.training.recipes import RECIPES, load_recipe, make_trainer, train
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -106,6 +106,14 @@ def test_bf16_is_decided_by_the_hardware(tmp_path):
     assert isinstance(JemTrainingArguments(str(tmp_path), bf16="auto", use_cpu=True).bf16, bool)
     with pytest.raises(ValueError, match="bf16 is true, false or auto, not 'maybe'"):
         JemTrainingArguments(str(tmp_path), bf16="maybe")
+
+
+def test_the_best_model_is_that_of_a_metric_there_is(tmp_path):
+    recipe = load_recipe("quickstart", {"metric_for_best_model": "acuracy"})
+    with pytest.raises(ValueError, match="unknown metric_for_best_model 'acuracy'; choose from loss, .*accuracy"):
+        train(recipe)
+    for metric, greater in (("ap", True), ("eval_accuracy", True), ("ece_positive", False), ("eval_nll", False)):
+        assert JemTrainingArguments(str(tmp_path), metric_for_best_model=metric).greater_is_better is greater
 
 
 # Splits

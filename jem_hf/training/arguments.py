@@ -11,6 +11,8 @@ from .negatives import CHAIN_STARTS
 from .objectives import OBJECTIVES
 from .precision import has_native_bfloat16
 
+ERRORS = ("loss", "nll", "brier", "ece")  # beginnings of the names of metrics of which less is better
+
 
 def _arg(default, help):
     return field(default=default, metadata={"help": help})
@@ -90,6 +92,8 @@ class JemTrainingArguments(TrainingArguments):
             self.bf16 = has_native_bfloat16("cuda" if torch.cuda.is_available() and not self.use_cpu else "cpu")
         if not isinstance(self.bf16, bool):
             raise ValueError(f"bf16 is true, false or auto, not {self.bf16!r}")
+        if self.greater_is_better is None and self.metric_for_best_model:
+            self.greater_is_better = not self.metric_for_best_model.removeprefix("eval_").startswith(ERRORS)
         super().__post_init__()
         self.label_names = self.label_names or ["labels"]
         choices = {"objective": OBJECTIVES, "chain_start": CHAIN_STARTS, "buffer_policy": POLICIES}

@@ -24,6 +24,7 @@ RECIPES = next(
     (path for path in (_HERE / "recipes", _HERE.parent / "training" / "recipes") if path.is_dir()), _HERE / "recipes"
 )
 EVALUATION_SPLITS = ("validation", "valid", "val", "dev", "eval", "test")  # the first that the data has
+METRICS = "loss accuracy f1_macro f1_micro ap auroc nll brier ece ece_equal_mass ece_positive".split()
 NETWORK_FIELDS = ("backbone", "backbone_kwargs", "image_size", "num_channels", "head")
 
 
@@ -167,6 +168,9 @@ def make_trainer(recipe: Recipe, splits: dict, values: dict, processor: JemImage
 def _training_arguments(training: dict) -> JemTrainingArguments:
     training = {"use_cpu": not torch.cuda.is_available(), **training}
     check_types("training", training)
+    metric = (training.get("metric_for_best_model") or "loss").removeprefix("eval_")
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric_for_best_model {metric!r}; choose from {', '.join(METRICS)}")
     return JemTrainingArguments(**training)
 
 

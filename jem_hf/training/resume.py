@@ -72,11 +72,12 @@ class ResumableTrainer(Trainer):
             resume_from_checkpoint = self.newest_checkpoint()
             if resume_from_checkpoint is None:
                 raise ValueError(f"{self.args.output_dir} has no checkpoint to go on from")
-        if resume_from_checkpoint and self._differences(resume_from_checkpoint):
-            raise ValueError(self._refusal(resume_from_checkpoint))
+        if resume_from_checkpoint:
+            self._check_fits(resume_from_checkpoint)
         if self.args.should_save:
             remove_partial_folders(self.args.output_dir)
-        (self.run_id,), self._written = broadcast_object_list([new_run_id()]), None
+        self.run_id = broadcast_object_list([new_run_id()])[0]  # one for all processes
+        self._written = None
         with self.terminated:
             result = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         if self.terminated.is_set:
@@ -106,7 +107,7 @@ class ResumableTrainer(Trainer):
         checkpoints = list_checkpoints(self.args.output_dir)
         fitting = [checkpoint for checkpoint in checkpoints if not self._differences(checkpoint)]
         if checkpoints and not fitting:
-            raise ValueError(self._refusal(checkpoints[-1]))
+            self._check_fits(checkpoints[-1])
         return str(fitting[-1]) if fitting else None
 
     def _differences(self, checkpoint) -> list[str]:
@@ -116,12 +117,13 @@ class ResumableTrainer(Trainer):
         own = json.loads(json.dumps(self.identity()))
         return [name for name, value in own.items() if saved.get(name, value) != value]
 
-    def _refusal(self, checkpoint) -> str:
-        return (
-            f"{checkpoint} is a checkpoint of another run: {', '.join(self._differences(checkpoint))} differ. Give "
-            "another output_dir, start anew without --resume (it will be left alone), or go on from its weights with "
-            f"--from_pretrained {checkpoint}"
-        )
+    def _check_fits(self, checkpoint) -> None:
+        if different := self._differences(checkpoint):
+            raise ValueError(
+                f"{checkpoint} is a checkpoint of another run: {', '.join(different)} differ. Give another "
+                "output_dir, start anew without --resume (it will be left alone), or go on from its weights with "
+                f"--from_pretrained {checkpoint}"
+            )
 
     # Saving
 
@@ -150,12 +152,10 @@ class ResumableTrainer(Trainer):
 
     def _write_checkpoint(self, trial) -> Path:
         """The checkpoint of this step, written if it is not yet."""
-        folder, is_writer = (
-            checkpoint_folder(self._get_output_dir(trial), self.state.global_step),
-            self.args.should_save,
-        )
+        folder = checkpoint_folder(self._get_output_dir(trial), self.state.global_step)
         if self._written == folder:
             return folder
+        is_writer = self.args.should_save
         self.store_flos()
         if is_writer and folder.is_dir() and run_of(folder) != self.run_id:
             set_aside(folder)
@@ -191,13 +191,13 @@ class ResumableTrainer(Trainer):
         """Called when a model has been written to a folder, to put beside it what is said of it."""
 
     def _evaluate(self, trial, *args, **kwargs):
-        metrics, device = {}, self.args.device
         if self.control.should_save:
             self._write_checkpoint(trial)
+        metrics, device = {}, self.args.device
         is_alone = self.args.world_size == 1  # of several processes one must not go on without the others
-        guarded = failure_is_a_warning("the evaluation") if is_alone else contextlib.nullcontext()
-        # a run that is resumed from the checkpoint that was written before the evaluation does not repeat it
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), guarded:
+        survives = failure_is_a_warning("the evaluation") if is_alone else contextlib.nullcontext()
+        # a run that goes on from this checkpoint does not repeat the evaluation, which must use no random numbers
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), survives:
             metrics = super()._evaluate(trial, *args, **kwargs)
         self.control.should_evaluate = False
         return metrics
