@@ -110,7 +110,7 @@ def test_bf16_is_decided_by_the_hardware(tmp_path):
 
 def test_the_best_model_is_that_of_a_metric_there_is(tmp_path):
     recipe = load_recipe("quickstart", {"metric_for_best_model": "acuracy"})
-    with pytest.raises(ValueError, match="unknown metric_for_best_model 'acuracy'; choose from loss, .*accuracy"):
+    with pytest.raises(ValueError, match=r"unknown metric_for_best_model 'acuracy'; choose from loss, .*accuracy"):
         train(recipe)
     for metric, greater in (("ap", True), ("eval_accuracy", True), ("ece_positive", False), ("eval_nll", False)):
         assert JemTrainingArguments(str(tmp_path), metric_for_best_model=metric).greater_is_better is greater

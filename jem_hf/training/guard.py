@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -42,7 +42,7 @@ class Reading:
 class Snapshot:
     """All that training changes, in memory; of the buffer only what is overwritten from now on."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: Trainer):
         self.step = trainer.state.global_step
         self.weights = copy.deepcopy(trainer.model.state_dict())
         self.average = copy.deepcopy(trainer.ema.state_dict())
@@ -56,7 +56,7 @@ class Snapshot:
         if self.buffer is not None:
             self.buffer.overwritten = self.overwritten
 
-    def restore(self, trainer, later: list["Snapshot"]) -> None:
+    def restore(self, trainer: Trainer, later: list["Snapshot"]) -> None:
         """Put all back, the `later` snapshots being those taken since."""
         trainer.model.load_state_dict(self.weights)
         trainer.ema.load_state_dict(self.average)
@@ -92,7 +92,7 @@ saturated pixels are halfway to their alarm |
     `guard_alarms` raises [`DivergenceError`], the good state restored.
     """
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: Trainer):
         self.trainer = trainer
         self.alarms, self.chain_step_factor = [], 1.0
         self.first_chain_step_size = trainer.args.chain_step_size
@@ -115,13 +115,13 @@ saturated pixels are halfway to their alarm |
         self.losses = deque(state["losses"], maxlen=HISTORY)
         self._set_chain_step(state["chain_step_factor"])
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.snapshots = deque([Snapshot(self.trainer)], maxlen=2)
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.snapshots = deque([Snapshot(self.trainer)], maxlen=2)  # all that a resumed run can go back to
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         step, readings = state.global_step, self._readings(state.global_step)
         alarm = next((reading for reading in readings if not reading.value <= reading.limit), None)
         if alarm is not None:

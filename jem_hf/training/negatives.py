@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+from transformers import TrainingArguments
 
+from ..models.modeling_jem import JemModel
 from ..models.sampling_jem import flow_settings, initial_noise, last_langevin_step, run_chain
 from .augmentation import augment
 from .buffer import ReplayBuffer, map_images, noise_images
@@ -40,7 +42,7 @@ class NegativeSampler:
         generator (`torch.Generator`): Source of all randomness, on the device of the model.
     """
 
-    def __init__(self, model, args, generator: torch.Generator):
+    def __init__(self, model: JemModel, args: TrainingArguments, generator: torch.Generator):
         self.model, self.args, self.generator = model, args, generator
         self.buffer = None
         self.motion = torch.zeros(())  # mean absolute way of a pixel along the last chains

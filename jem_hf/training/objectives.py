@@ -6,8 +6,10 @@ in [-1, 1] and labels (B, K), -1 where missing.
 """
 
 from functools import partial
+from typing import Any
 
 import torch
+from transformers import Trainer
 
 from ..models.heads_jem import cross_entropy
 from .augmentation import random_shift
@@ -17,12 +19,12 @@ from .negatives import frozen
 Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
-def classifier(trainer, model, x: torch.Tensor, labels: torch.Tensor) -> Loss:
+def classifier(trainer: Trainer, model: torch.nn.Module, x: torch.Tensor, labels: torch.Tensor) -> Loss:
     """Mean of `-log p(y_k | x)`, and nothing of images."""
     return _cross_entropy(trainer, _label_distribution(trainer, model, x), labels)
 
 
-def warmup(trainer, model, x: torch.Tensor, labels: torch.Tensor) -> Loss:
+def warmup(trainer: Trainer, model: torch.nn.Module, x: torch.Tensor, labels: torch.Tensor) -> Loss:
     """Equilibrium Matching of the joint energy, without chains, and the classifier beside it."""
     args, generator = trainer.args, trainer.generator
     label_distribution = partial(_label_distribution, trainer, model)
@@ -33,14 +35,14 @@ def warmup(trainer, model, x: torch.Tensor, labels: torch.Tensor) -> Loss:
     return matching + args.cross_entropy_weight * loss, {"matching": matching, **stats}
 
 
-def jem(trainer, model, x: torch.Tensor, labels: torch.Tensor) -> Loss:
+def jem(trainer: Trainer, model: torch.nn.Module, x: torch.Tensor, labels: torch.Tensor) -> Loss:
     """`log p(y | x) + log p(x)` (Grathwohl et al. 2020): contrastive divergence of images, labels summed out."""
     loss, stats, distribution = contrast(trainer, model, x, torch.full_like(labels, -1))
     classifier_loss, classifier_stats = _cross_entropy(trainer, distribution, labels)
     return loss + labels.shape[1] * classifier_loss, stats | classifier_stats
 
 
-def joint_cd(trainer, model, x: torch.Tensor, labels: torch.Tensor) -> Loss:
+def joint_cd(trainer: Trainer, model: torch.nn.Module, x: torch.Tensor, labels: torch.Tensor) -> Loss:
     """Joint contrastive divergence (Kelly et al. 2021), with the warm-up beside it where it has a weight."""
     args = trainer.args
     loss, stats, distribution = contrast(trainer, model, x, labels)
@@ -55,7 +57,9 @@ def joint_cd(trainer, model, x: torch.Tensor, labels: torch.Tensor) -> Loss:
 OBJECTIVES = {"joint_cd": joint_cd, "warmup": warmup, "jem": jem, "classifier": classifier}
 
 
-def contrast(trainer, model, x: torch.Tensor, labels: torch.Tensor):
+def contrast(
+    trainer: Trainer, model: torch.nn.Module, x: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], Any]:
     """Contrastive divergence with its extra terms, what to log, and the distribution of the data's labels."""
     args, generator, head = trainer.args, trainer.generator, trainer.model.head
     with trainer.accelerator.autocast():

@@ -2,9 +2,10 @@
 
 import os
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import CommitInfo, HfApi, ModelCard
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
@@ -72,8 +73,14 @@ class PublishingTrainer(ResumableTrainer):
             self.document(Path(self.args.output_dir))
 
     def push_to_hub(
-        self, commit_message="End of training", blocking=True, token=None, revision=None, private=None, **kwargs
-    ):
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ) -> CommitInfo | Future | None:
         """Save, and upload model, image processor, code and card; see `Trainer`. Returns the commit, or a Future."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import CONFIG_NAME, logging
 
 from .checkpoints import (
@@ -61,7 +62,7 @@ class ResumableTrainer(Trainer):
         self._pass = self._batches_of_pass = 0
         self.add_callback(_StopCallback(self))
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         """
         Train, from the start or from a checkpoint; see `Trainer`.
 
@@ -247,7 +248,9 @@ class ResumableTrainer(Trainer):
             self._pass, self._batches_of_pass = epoch, 0
         super()._run_epoch(epoch=epoch, **kwargs)
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._batches_of_pass += 1
         return loss
@@ -256,13 +259,15 @@ class ResumableTrainer(Trainer):
 class _StopCallback(TrainerCallback):
     """Ends training after a step, on SIGTERM or when the time is over."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: ResumableTrainer):
         self.trainer = trainer
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.start = time.time()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
+    ) -> TrainerControl:
         trainer = self.trainer
         is_late = bool(args.max_minutes) and time.time() - self.start > 60 * args.max_minutes
         terminated, is_late = trainer.any_process(trainer.terminated.is_set, is_late)

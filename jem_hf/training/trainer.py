@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.optim import Muon
 from timm.utils import ModelEmaV3
-from transformers import TrainerCallback
+from torch.utils.data import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from ..metrics.prediction import prediction_metrics
 from ..models.image_processing_jem import JemImageProcessor, to_pixels
@@ -59,7 +61,13 @@ class JemTrainer(PublishingTrainer):
 
     # A step
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict]:
         labels = inputs["labels"]
         x = dequantise(inputs["pixel_values"], self.generator)
         if self.args.horizontal_flip:
@@ -79,7 +87,7 @@ class JemTrainer(PublishingTrainer):
         self.readings["gradient_norm"] = torch.as_tensor(grad_norm, device=self.args.device)
         return grad_norm
 
-    def log(self, logs, start_time=None):
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._log_images:
             means = torch.stack([torch.stack(values).mean() for values in self._log_values.values()])
             means = self.accelerator.reduce(means, "mean").tolist()
@@ -95,13 +103,13 @@ class JemTrainer(PublishingTrainer):
 
     # The loop around it
 
-    def train(self, resume_from_checkpoint=None, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         labels = self.teacher.label(self.train_dataset) if self.teacher else _all_labels(self.train_dataset)
         self.model.label_prior.fit(labels)
         self.ema.module.label_prior.load_state_dict(self.model.label_prior.state_dict())
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
-    def create_optimizer(self, model=None):
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.args.muon and self.optimizer is None:
             args = self.args
             groups = [
@@ -114,7 +122,9 @@ class JemTrainer(PublishingTrainer):
             )
         return super().create_optimizer(model)
 
-    def create_scheduler(self, num_training_steps, optimizer=None):
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
         if not self.args.lr_drop_step:
             return super().create_scheduler(num_training_steps, optimizer)
         factor, drop = self.args.lr_drop_factor, self.args.lr_drop_step
@@ -123,7 +133,9 @@ class JemTrainer(PublishingTrainer):
 
     # Evaluation
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
             output = self.ema.module(to_pixels(inputs["pixel_values"]), inputs["labels"])
@@ -134,7 +146,12 @@ class JemTrainer(PublishingTrainer):
         metrics = prediction_metrics(probabilities, prediction.label_ids, self.model.config.attributes)
         return {name: value for name, value in metrics.items() if name != "per_attribute"}
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+    def evaluate(
+        self,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float | None]:
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         if self.args.sample_grid and self.args.objective != "classifier" and self.is_world_process_zero():
             with failure_is_a_warning("the grid of samples"):
@@ -220,13 +237,13 @@ class JemTrainer(PublishingTrainer):
 class _StepCallback(TrainerCallback):
     """Averages the weights after each optimiser step."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: JemTrainer):
         self.trainer = trainer
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.trainer.forget_log()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.trainer.ema.update(self.trainer.model, step=state.global_step)
 
 
