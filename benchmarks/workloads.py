@@ -19,7 +19,7 @@ from jem_hf import (
 )
 from jem_hf.evaluation.prediction import predict
 from jem_hf.models.image_processing_jem import to_pixels
-from jem_hf.models.sampling_jem import ChainSettings, run_chain
+from jem_hf.models.sampling_jem import run_chain
 from jem_hf.training.buffer import ReplayBuffer, noise_images
 from jem_hf.training.losses import equilibrium_matching
 from jem_hf.training.negatives import frozen
@@ -91,7 +91,7 @@ def chain(setting: Setting) -> dict[str, Callable]:
     model = setting.model().eval().requires_grad_(False)
     x = torch.rand(setting.batch_size, 3, setting.image_size, setting.image_size, device=DEVICE) * 2 - 1
     free = torch.full((setting.batch_size, NUM_ATTRIBUTES), -1, device=DEVICE)
-    settings = ChainSettings(num_steps=setting.num_steps, gibbs_every=1, **LANGEVIN)
+    settings = dict(num_steps=setting.num_steps, gibbs_every=1, bounds=(-1, 1), **LANGEVIN)
     generator = torch.Generator(DEVICE).manual_seed(0)
 
     def bare():
@@ -101,7 +101,7 @@ def chain(setting: Setting) -> dict[str, Callable]:
 
     def ours():
         with setting.autocast():
-            run_chain(model.label_distribution, x, free, settings, generator)
+            run_chain("langevin", model.label_distribution, x, free, generator=generator, **settings)
 
     contenders = {"bare": bare, "jem_hf": ours}
     if torchebm_contenders and not setting.bfloat16:
@@ -202,7 +202,7 @@ def pipeline(setting: Setting) -> dict[str, Callable]:
     settings = model.chain_settings(setting.num_steps)
     arguments = dict(num_images=setting.batch_size, num_inference_steps=setting.num_steps, seed=0)
     return {
-        "chain": lambda: run_chain(model.label_distribution, noise, labels, settings),
+        "chain": lambda: run_chain(label_distribution=model.label_distribution, x=noise, condition=labels, **settings),
         "jem_hf": lambda: draw("attribute_0", batch_size=setting.batch_size, **arguments),
     }
 

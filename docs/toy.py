@@ -30,13 +30,13 @@ from toy_joint import (
 
 from jem_hf.metrics.prediction import prediction_metrics
 from jem_hf.models.heads_jem import HEADS, cross_entropy
-from jem_hf.models.sampling_jem import ChainSettings, flow_settings, run_chain, run_sampler
+from jem_hf.models.sampling_jem import flow_steps, run_chain
 from jem_hf.training.losses import contrastive_divergence, equilibrium_matching
 
 MODELS = {name: (name, 2) for name in HEADS} | {"product, mixed": ("product", 1)}  # head and parts of the backbone
 BATCH_SIZE = 256
 STEP_SIZE = 0.002
-CHAIN = ChainSettings(num_steps=10, step_size=STEP_SIZE, noise_scale=(2 * STEP_SIZE) ** 0.5, gibbs_every=5)
+CHAIN = dict(num_steps=10, step_size=STEP_SIZE, bounds=(-1, 1), gibbs_every=5)
 GUIDANCE = (1, 2, 4, 8)
 SHOWN = [(0, 1), (5, 1), (CENTRE, 1), (CENTRE, 4), (CORNER, 1), (CORNER, 4)]  # pairs and guidance of the samples
 
@@ -95,7 +95,7 @@ def train_by_contrastive_divergence(energy: Energy, num_steps: int, generator: t
         nonlocal chains
         x, labels = draw(BATCH_SIZE, generator)
         energy.requires_grad_(False)
-        chains, drawn = run_chain(energy, chains, free, CHAIN, generator)
+        chains, drawn = run_chain("unadjusted_langevin", energy, chains, free, generator=generator, **CHAIN)
         energy.requires_grad_(True)
         return contrastive_divergence(energy(x).log_joint(labels), energy(chains).log_joint(drawn))
 
@@ -119,13 +119,13 @@ def samples(
     """Points (num, 2) of `p(x) p(y | x)^g` for a pair y, by MALA from uniform noise."""
     x = torch.rand(num, 2, 1, 1, generator=generator) * 2 - 1
     settings = dict(num_steps=num_steps, step_size=2 * STEP_SIZE, bounds=(-1, 1), guidance_scale=guidance_scale)
-    return run_sampler("mala", energy, x, PAIRS[pair].expand(num, 2), generator=generator, **settings)[0].flatten(1)
+    return run_chain("mala", energy, x, PAIRS[pair].expand(num, 2), generator=generator, **settings)[0].flatten(1)
 
 
 def flow(energy: Energy, num: int, generator: torch.Generator) -> torch.Tensor:
     """Points (num, 2) by gradient flow from normal noise, no labels asked for."""
     x = torch.randn(num, 2, 1, 1, generator=generator)
-    return run_chain(energy, x, torch.full((num, 2), -1), flow_settings(48), generator)[0].flatten(1)
+    return run_chain("flow", energy, x, torch.full((num, 2), -1), num_steps=48, step_size=flow_steps(48))[0].flatten(1)
 
 
 def evaluate(energy: Energy, exact: torch.Tensor, chains: tuple[int, int], generator: torch.Generator) -> dict:

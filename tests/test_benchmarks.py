@@ -142,10 +142,10 @@ def test_cheapest_is_within_an_error_of_the_best(scripts):
 
 def test_ways_of_descending_go_equally_far_in_equal_steps(scripts, tiny):
     """On a constant slope: the sum of the steps is the flow time, but for those who go farther or gain momentum."""
-    from jem_hf.models.image_samplers_jem import gradient_flow
+    from jem_hf.models.image_samplers_jem import flow
 
     for way, arguments in scripts.steps.WAYS.items():
-        x, _ = gradient_flow(lambda x: x.sum(1), torch.zeros(1, 1), num_steps=200, **arguments(1.6 / 200))
+        x, _ = flow(lambda x: x.sum(1), torch.zeros(1, 1), num_steps=200, **arguments(1.6 / 200))
         expected = 2.0 if way == "a quarter farther" else 1.6
         assert x.item() == pytest.approx(expected, rel=0.03), way
 

@@ -8,9 +8,9 @@ from PIL import Image
 from transformers import pipeline
 
 from jem_hf import JemModel
+from jem_hf.models import label_distributions_jem
 from jem_hf.models.heads_jem import HEADS
-from jem_hf.models.image_samplers_jem import IMAGE_SAMPLERS
-from jem_hf.models.sampling_jem import NEVER, Condition
+from jem_hf.models.sampling_jem import NEVER, SAMPLERS, Condition
 
 TASK = "attribute-conditional-generation"
 SETTINGS = {  # what each sampler needs
@@ -18,7 +18,6 @@ SETTINGS = {  # what each sampler needs
     "unadjusted_langevin": {"step_size": 0.01},
     "mala": {"step_size": 0.01},
     "hmc": {"step_size": 0.1, "num_leapfrog": 2},
-    "gradient_flow": {"step_size": 0.05, "momentum": 0.5},
     "mixed_hmc": {"step_size": 0.1, "num_leapfrog": 2},
 }
 
@@ -109,7 +108,7 @@ def test_from_one_request_to_another(pipe):
     assert whole > 0 and all((b - a).norm() < whole / 2 for a, b in pairwise(way))
 
 
-@pytest.mark.parametrize("sampler", ["flow", *IMAGE_SAMPLERS, "mixed_hmc"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_by_name(sampler, pipe):
     call = dict(seed=0, num_inference_steps=3, sampler=sampler, sampler_kwargs=SETTINGS.get(sampler))
     first, again = (pipe("Smiling & ~Hat", num_images=2, free_attributes="gibbs", **call) for _ in range(2))
@@ -123,7 +122,7 @@ def test_every_sampler_by_name(sampler, pipe):
         ({"sampler": "hmcc"}, "did you mean 'hmc'"),
         ({"sampler": "mala"}, "needs step_size"),
         ({"sampler": "hmc", "sampler_kwargs": {"step": 1}}, "no argument 'step'"),
-        ({"sampler": "flow", "sampler_kwargs": {"step_size": 1}}, "gradient_flow"),
+        ({"sampler": "flow", "sampler_kwargs": {"temperature": 1}}, "no argument 'temperature'"),
         ({"strength": 0.5}, "only with an image"),
         ({"image": Image.new("RGB", (8, 8)), "strength": 1.5}, "strength is above 0"),
         ({"image": Image.new("RGB", (8, 8)), "to": "Hat"}, "to goes with requests alone"),
@@ -149,9 +148,9 @@ def test_what_compositions_cannot_do(pipe, request_, arguments, message):
         pipe(request_, **arguments)
 
 
-@pytest.mark.parametrize(("num_steps", "way"), [(1, 1.6), (2, 0.8)])
+@pytest.mark.parametrize(("num_steps", "way"), [(1, 1.6), (2, 1.2)])
 def test_an_edit_follows_its_energy(model, x, num_steps, way):
-    """With one step left and no noise it is one step of the gradient of
+    """With one step left, the last of its chain, and no noise it is one step of the gradient of
     log p(x) + 32 log p(asked|x) + 2 log p(others as they are|x)."""
     labels = torch.tensor([[1, -1, -1]]).expand(3, -1)
     strength = 1e-6
@@ -171,7 +170,7 @@ def test_an_edit_follows_its_energy(model, x, num_steps, way):
     [
         ("flow", 1.0, False, None, 6),  # one and a half times the config's 4
         ("flow", 0.5, False, None, 4),  # data is at 1 / 1.6 of the way: half of that is two of the steps
-        ("flow", 0.5, False, 8, 6),
+        ("flow", 0.5, False, 8, 5),  # after the first three, .24 of the way: the later ones are longer
         ("flow", 1.0, True, None, 4),
         ("langevin", 1.0, False, None, 4),
         ("langevin", 0.5, False, None, 2),
@@ -235,3 +234,44 @@ def test_known_labels_complete_the_others(config, x):
     torch.testing.assert_close(conditional[:, 2, :2], joint.softmax(1))
     assert (conditional[:, 0, 1] == 1).all()
     assert not torch.allclose(conditional[:, 2], model.predict_proba(x)[:, 2], atol=1e-3)
+
+
+def test_an_edit_is_the_end_of_its_chain(model):
+    """Step sizes and projections of the steps left are those of the whole chain's last ones."""
+    whole = model.chain_settings(8)
+    sizes = [whole["step_size"](step / 7) for step in range(8)]
+    for strength, left in ((1.0, 8), (0.5, 5), (0.01, 3)):
+        settings = model.edit_settings(strength, masked=False, num_steps=8)
+        assert settings["num_steps"] == left
+        assert [settings["step_size"](step / (left - 1)) for step in range(left)] == pytest.approx(sizes[-left:])
+
+
+def test_the_config_s_langevin_is_the_same_with_its_numbers_given(model):
+    """And so it is clamped either way."""
+    model.config.sampler, labels = "langevin", torch.tensor([[1, -1, -1]]).expand(3, -1)
+    given = {"step_size": model.config.step_size, "noise_scale": model.config.noise_scale}
+    first, second = (
+        model.generate(labels, sampler_kwargs=kwargs, generator=torch.Generator().manual_seed(0))[0]
+        for kwargs in (None, given)
+    )
+    assert torch.equal(first, second) and first.abs().max() <= 1
+
+
+@pytest.mark.parametrize("head", ["pairwise", "dot", "mlp"])
+def test_label_samplers_by_name(config, head):
+    """Where labels interact, both samplers meet what is asked and draw the rest; chains of one seed differ."""
+    config.head, config.label_sampler = head, "gibbs_with_gradients"
+    torch.manual_seed(0)
+    model = JemModel(config).eval()
+    labels, drawn = torch.tensor([[1, -1, -1]]).expand(40, -1), {}
+    for name in ("gibbs", "gibbs_with_gradients"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(label_distributions_jem, "MAX_ENUMERATED", 1)
+            generator = torch.Generator().manual_seed(0)
+            _, drawn[name] = model.generate(
+                labels, free_attributes="gibbs", label_sampler=name, num_inference_steps=2, generator=generator
+            )
+        assert (drawn[name][:, 0] == 1).all() and len(drawn[name][:, 1].unique()) == 3
+    assert not torch.equal(*drawn.values())
+    with pytest.raises(ValueError, match="unknown label_sampler 'gips'"):
+        model.generate(labels, label_sampler="gips")

@@ -125,6 +125,8 @@ def test_a_short_training_comes_nearer(training, num_steps):
 class Exact:
     """The exact components of every pair as an energy, held-out pairs included."""
 
+    is_exact = True
+
     def __call__(self, x):
         distance = (x.flatten(1)[:, None] - toy_joint.MEANS).square().sum(-1)
         self.scores = (-distance / (2 * toy_joint.SIGMA**2)).unflatten(1, (3, 3))

@@ -116,7 +116,7 @@ def test_saturated_pixels_lower_the_chain_step(config, tensors, tmp_path):
     first = alarms(tmp_path)[0]
     assert first["name"] == "share of saturated pixels"
     assert first["chain_step_size"] == 250.0
-    assert trainer.args.chain().step_size == 500.0 / 2 ** len(alarms(tmp_path))
+    assert trainer.args.chain()["step_size"] == 500.0 / 2 ** len(alarms(tmp_path))
 
 
 def test_chains_that_stand_still_are_dead(config, tensors, tmp_path):

@@ -7,15 +7,8 @@ import torch
 from scipy.stats import chi2, kstest, norm, truncnorm
 from targets import FALSE_ALARM
 
-from jem_hf.models.image_samplers_jem import (
-    adapt_step_size,
-    gradient_flow,
-    hmc,
-    langevin,
-    linear,
-    mala,
-    unadjusted_langevin,
-)
+from jem_hf.models.chains_jem import linear
+from jem_hf.models.image_samplers_jem import flow, hmc, langevin, mala
 
 
 def log_gaussian(x):
@@ -29,8 +22,8 @@ def seeded(seed=0):
 @pytest.mark.parametrize(
     "sampler, settings, variance",
     [
-        (unadjusted_langevin, dict(step_size=0.5), 1 / (1 - 0.25)),
-        (unadjusted_langevin, dict(step_size=0.5, temperature=2.0), 2 / (1 - 0.25)),
+        (langevin, dict(step_size=0.5), 1 / (1 - 0.25)),
+        (langevin, dict(step_size=0.5, temperature=2.0), 2 / (1 - 0.25)),
         (langevin, dict(step_size=0.5, noise_scale=0.7), 0.49 / (1 - 0.25)),
         (langevin, dict(step_size=0.5, noise_scale=0.7, temperature=2.0), 0.98 / (1 - 0.25)),
         (mala, dict(step_size=1.0), 1.0),
@@ -91,7 +84,7 @@ def test_bounds_truncate_exactly(sampler, settings):
 
 @pytest.mark.parametrize(
     "sampler, settings",
-    [(langevin, dict(noise_scale=1.0)), (unadjusted_langevin, {}), (gradient_flow, {})],
+    [(langevin, dict(noise_scale=1.0)), (langevin, {}), (flow, {})],
 )
 def test_bounds_clamp_where_nothing_is_rejected(sampler, settings):
     x, info = sampler(
@@ -141,27 +134,27 @@ def test_nesterov_is_its_textbook_recursion():
         return -0.5 * (curvature * x**2).sum(1)
 
     start = torch.tensor([[1.0, 2.0]])
-    plain, _ = gradient_flow(log_density, start, num_steps=30, step_size=h)
+    plain, _ = flow(log_density, start, num_steps=30, step_size=h)
     torch.testing.assert_close(plain, (1 - h * curvature) ** 30 * start)
     x, before = start, start
     for _ in range(30):
         y = x - h * curvature * x
         x, before = y + m * (y - before), y
-    fast, _ = gradient_flow(log_density, start, num_steps=30, step_size=h, momentum=m)
+    fast, _ = flow(log_density, start, num_steps=30, step_size=h, momentum=m)
     torch.testing.assert_close(fast, x)
     assert log_density(fast) > log_density(plain)
 
 
 def test_tolerance_stops_when_all_chains_have_arrived():
     start = torch.tensor([[1.0, 1.0], [0.1, 0.1]])  # the gradient of a pixel is the pixel: .5^n at step n
-    x, info = gradient_flow(log_gaussian, start, num_steps=50, step_size=0.5, tolerance=0.01)
+    x, info = flow(log_gaussian, start, num_steps=50, step_size=0.5, tolerance=0.01)
     assert len(info.step) == math.ceil(math.log(0.01, 0.5))
     torch.testing.assert_close(x, start * 0.5 ** len(info.step))
 
 
 @pytest.mark.parametrize(
     "sampler, settings, expected",
-    [(langevin, dict(noise_scale=0.1), 12), (unadjusted_langevin, {}, 12), (gradient_flow, dict(momentum=0.9), 12),
+    [(langevin, dict(noise_scale=0.1), 12), (langevin, {}, 12), (flow, dict(momentum=0.9), 12),
      (mala, {}, 13), (hmc, dict(num_leapfrog=3), 37)],
 )  # fmt: skip
 def test_gradients_are_carried_over_and_only_those_of_the_images_are_taken(sampler, settings, expected):
@@ -185,34 +178,7 @@ def test_info_is_of_the_state_before_the_step():
     assert info.saturated.tolist() == [[0.5, 1.0], [0.0, 1.0]] and (info.acceptance == 1).all()
 
 
-@pytest.mark.parametrize(
-    "sampler, settings, target, first",
-    [(mala, {}, 0.574, 0.001), (mala, {}, 0.574, 10.0), (hmc, dict(num_leapfrog=5), 0.8, 0.01)],
-)
-def test_adaptation_reaches_its_target(sampler, settings, target, first):
-    """From too small and too large a guess; the mean acceptance afterwards, over 50,000 moves, is within .02."""
-    scales = torch.linspace(0.5, 2, 10)
-    start = scales * torch.randn(500, 10, generator=seeded(1))
-
-    def log_density(x):
-        return -0.5 * ((x / scales) ** 2).sum(1)
-
-    x, step_size = adapt_step_size(
-        sampler,
-        log_density,
-        start,
-        step_size=first,
-        target_acceptance=target,
-        num_steps=300,
-        generator=seeded(),
-        **settings,
-    )
-    assert isinstance(step_size, float) and x.shape == start.shape
-    _, info = sampler(log_density, x, step_size=step_size, num_steps=100, generator=seeded(2), **settings)
-    assert abs(info.acceptance.mean() - target) < 0.02
-
-
 @pytest.mark.parametrize(("num_steps", "end"), [(1, 1), (2, 2), (3, 3)])
 def test_a_schedule_goes_as_far_as_its_mean(num_steps, end):
-    x, _ = gradient_flow(lambda x: x.sum(1), torch.zeros(1, 1), num_steps=num_steps, step_size=linear(0, 2))
+    x, _ = flow(lambda x: x.sum(1), torch.zeros(1, 1), num_steps=num_steps, step_size=linear(0, 2))
     assert x.item() == end

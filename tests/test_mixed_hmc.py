@@ -4,7 +4,7 @@ import pytest
 import torch
 from targets import FALSE_ALARM, MixedTarget, goodness_of_fit
 
-from jem_hf.models.image_samplers_jem import adapt_step_size, hmc
+from jem_hf.models.image_samplers_jem import hmc
 from jem_hf.models.label_samplers_jem import one_hot
 from jem_hf.models.mixed_hmc_jem import mixed_hmc
 
@@ -76,15 +76,10 @@ def test_without_free_labels_it_is_hmc():
     assert abs(info.energy[-1].mean() - plain.energy[-1].mean()) < 0.2
 
 
-def test_bounds_and_adaptation():
+def test_bounds_truncate_the_images():
     target = MixedTarget([2, 3])
-    free = torch.full((500, 2), -1)
-    settings = dict(num_leapfrog=4, bounds=(-0.5, 0.5), generator=seeded())
-    x, labels, step_size = adapt_step_size(
-        mixed_hmc, target.log_joint, torch.zeros(500, 1), free, target.num_values, step_size=0.01,
-        target_acceptance=0.7, num_steps=200, **settings,
+    x, _, info = mixed_hmc(
+        target.log_joint, torch.zeros(500, 1), torch.full((500, 2), -1), target.num_values, num_steps=30,
+        step_size=0.3, num_leapfrog=4, bounds=(-0.5, 0.5), generator=seeded(),
     )  # fmt: skip
-    x, labels, info = mixed_hmc(
-        target.log_joint, x, free, target.num_values, num_steps=100, step_size=step_size, start=labels, **settings
-    )
-    assert x.abs().max() <= 0.5 and abs(info.acceptance.mean() - 0.7) < 0.03
+    assert x.abs().max() <= 0.5 and (info.acceptance == 0).any() and info.acceptance.mean() > 0.2

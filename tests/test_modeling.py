@@ -119,3 +119,21 @@ def test_half_precision_weights_generate(model):
 
 def test_loss_without_any_label_is_zero(model):
     assert model(torch.zeros(2, 3, 8, 8), torch.full((2, 3), -1)).loss == 0
+
+
+@pytest.mark.parametrize("head", ["product", "pairwise", "dot", "mlp"])
+def test_the_loss_trains_every_head(head, config):
+    """As a plain `Trainer` uses it: its gradient reaches all weights, and steps along it lower it."""
+    config.head = head
+    torch.manual_seed(0)
+    model = JemModel(config)
+    x, labels = torch.rand(6, 3, 8, 8) * 2 - 1, torch.tensor([[1, 2, 0], [0, 1, -1], [-1, 0, 1]] * 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(20):
+        losses.append(model(x, labels).loss)
+        optimizer.zero_grad()
+        losses[-1].backward()
+        assert all(p.grad is not None for name, p in model.named_parameters() if not name.startswith("label_prior"))
+        optimizer.step()
+    assert losses[-1] < losses[0] - 0.02

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from jem_hf import JemTrainingArguments
-from jem_hf.models.sampling_jem import flow_settings, run_chain
+from jem_hf.models.sampling_jem import flow_steps, run_chain
 from jem_hf.training.arguments import CHAIN_STARTS
 from jem_hf.training.negatives import NUM_FLOW_STEPS, NegativeSampler
 
@@ -53,9 +53,11 @@ def test_flow_starts_are_short_flows_from_noise(model, data, tmp_path):
     negatives = sampler(model, tmp_path, chain_start="flow")
     generator = torch.Generator().manual_seed(0)
     noise = torch.empty_like(data).normal_(generator=generator)
-    settings = flow_settings(NUM_FLOW_STEPS, model.config.flow_time, gibbs_every=1)
+    settings = dict(num_steps=NUM_FLOW_STEPS, step_size=flow_steps(NUM_FLOW_STEPS, model.config.flow_time))
     free = torch.full((32, 3), -1)
-    expected, _ = run_chain(model.label_distribution, noise, free, settings, generator)
+    expected, _ = run_chain(
+        "flow", model.label_distribution, noise, free, gibbs_every=1, generator=generator, **settings
+    )
     assert torch.equal(negatives.start(data), expected.clamp(-1, 1))
 
 

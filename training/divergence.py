@@ -3,7 +3,6 @@
 import argparse
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -107,8 +106,10 @@ def draw(model: JemModel, labels: torch.Tensor, args: JemTrainingArguments) -> t
     if args.objective == "warmup":
         return model.generate(labels, generator=generator)[0].clamp(-1, 1)
     noise = initial_noise("langevin", (len(labels), 1, 8, 8), labels.device, generator)
-    chain = replace(args.chain(), num_steps=4 * args.chain_steps, gibbs_every=0)
-    return run_chain(model.label_distribution, noise, labels, chain, generator)[0]
+    chain = args.chain() | {"num_steps": 4 * args.chain_steps, "gibbs_every": 0}
+    return run_chain(
+        label_distribution=model.label_distribution, x=noise, condition=labels, generator=generator, **chain
+    )[0]
 
 
 def plot(results: dict[str, dict[bool, dict]], path: Path) -> None:

@@ -90,7 +90,7 @@ def _draw(model: str, request: str, output: Path, as_json: bool, **arguments) ->
         settings = pipe.model.edit_settings(1.0 if masked else arguments["strength"], masked, steps)
     else:
         settings = pipe.model.chain_settings(steps)
-    with typer.progressbar(length=settings.num_steps, file=typer.get_text_stream("stderr")) as bar:
+    with typer.progressbar(length=settings["num_steps"], file=typer.get_text_stream("stderr")) as bar:
         drawn = pipe(request, callback=lambda x, *info: bar.update(1), **arguments)
     output.parent.mkdir(parents=True, exist_ok=True)
     image_grid([item["image"] for item in drawn], scale=max(1, 96 // pipe.model.config.image_size)).save(output)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..models.image_samplers_jem import LogDensity, hmc, mala
+from ..models.chains_jem import LogDensity
+from ..models.image_samplers_jem import hmc, mala
 from ..training.buffer import dequantise
 
 AnnealingCallback = Callable[[float, torch.Tensor], None]

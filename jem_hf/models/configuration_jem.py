@@ -15,6 +15,7 @@ CHOICES = {
     "head": ["product", "pairwise", "dot", "mlp"],
     "sampler": ["flow", "langevin"],
     "free_attributes": ["marginalise", "gibbs", "complete"],
+    "label_sampler": ["gibbs", "gibbs_with_gradients"],
 }
 
 
@@ -58,6 +59,8 @@ class JemConfig(OnHub, PreTrainedConfig):
         free_attributes (`str`, defaults to `"complete"`):
             What becomes of attributes that a request leaves open: `"marginalise"` (summed out), `"gibbs"` (drawn along
             the chain) or `"complete"` (drawn once, before the chain, from the model of the labels).
+        label_sampler (`str`, defaults to `"gibbs"`):
+            How labels that interact are drawn: `"gibbs"` or `"gibbs_with_gradients"`. The head "product" needs none.
 
     Raises:
         ValueError: no attributes, a duplicate attribute, fewer than two values, an unknown backbone, head, sampler or
@@ -83,6 +86,7 @@ class JemConfig(OnHub, PreTrainedConfig):
     noise_scale: float | int = 0.002
     guidance_scale: float | int = 2.0
     free_attributes: str = "complete"
+    label_sampler: str = "gibbs"
 
     def __post_init__(self, **kwargs):
         self.backbone_kwargs = self.backbone_kwargs or {}

@@ -1,46 +1,35 @@
 """Drawing, editing and mixing images: what a joint energy does with a request."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from math import isfinite
 
 import torch
 
-from .configuration_jem import CHOICES, nearest_name
-from .image_samplers_jem import IMAGE_SAMPLERS
-from .mixed_hmc_jem import mixed_hmc
-from .sampling_jem import (
-    NEVER,
-    ChainSettings,
-    Condition,
-    as_condition,
-    flow_settings,
-    initial_noise,
-    run_chain,
-    run_sampler,
-)
+from .chains_jem import Schedule, progress_of
+from .configuration_jem import CHOICES, JemConfig, nearest_name
+from .label_distributions_jem import LabelDistribution
+from .label_prior_jem import PairwiseLabelPrior
+from .sampling_jem import NEVER, SAMPLERS, Condition, flow_steps, initial_noise, run_chain
 
-EDIT_SCALE = 32.0  # of what an edit changes
-EDIT_STEPS = 1.5  # times those of the config's flow: at such a scale longer ones overshoot
-OF_GENERATE = (
-    "log_density",
-    "log_joint",
-    "x",
-    "labels",
-    "num_values",
-    "num_steps",
-    "start",
-    "generator",
-    "callback",
-    "kwargs",
-)
-OF_HMC = ("temperature", "bounds", "tolerance")  # that mala hands on
-HOLD_SCALE = 2.0  # of what it leaves as it is
+# What an edit asks for counts 32 times, what it leaves as it is twice; and it takes half as many steps again as a
+# drawing, for so steep an energy overshoots in longer ones. docs/how_to_edit.md has the measurements.
+EDIT_SCALE = 32.0
+HOLD_SCALE = 2.0
+EDIT_STEPS = 1.5
+NOT_SETTINGS = {"num_steps", "start", "project", "keep_graph", "generator", "callback"}  # a chain gives them
 
 
 class SamplingMixin:
     """What a model with `config`, `label_prior` and `label_distribution` can draw."""
+
+    config: JemConfig
+    device: torch.device
+    label_prior: PairwiseLabelPrior
+    label_distribution: Callable[..., LabelDistribution]
+    _checked: Callable[..., torch.Tensor]
 
     @torch.no_grad()
     def generate(
@@ -52,6 +41,7 @@ class SamplingMixin:
         free_attributes: str | None = None,
         sampler: str | None = None,
         sampler_kwargs: dict | None = None,
+        label_sampler: str | None = None,
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
@@ -66,13 +56,14 @@ class SamplingMixin:
             num_inference_steps (`int`): Steps of the chain; for all but the Hamiltonian samplers network evaluations.
             guidance_scale (`float`): g in `log p(x) + g log p(y|x)`; more obeys more and varies less.
             free_attributes (`str`): `"marginalise"`, `"gibbs"` or `"complete"`, see [`JemConfig`].
-            sampler (`str`):
-                `"flow"` or `"langevin"` as the config has them; or one of [`IMAGE_SAMPLERS`](image_samplers_jem.py) or
-                `"mixed_hmc"`, with its own arguments, such as the step size, in `sampler_kwargs`.
+            sampler (`str`): One of `SAMPLERS` (sampling_jem.py).
+            sampler_kwargs (`dict`):
+                Its own arguments, such as the step size; for the config's sampler they stand in for the config's.
+            label_sampler (`str`): `"gibbs"` or `"gibbs_with_gradients"`, for heads with interactions.
             noise (`torch.Tensor` of shape (B, C, H, W)): Start of the chain, drawn if not given.
             generator (`torch.Generator`): Source of all randomness, on the device of the model.
             batch_size (`int`): Images that the network sees at once, see [`JemModel.potentials`].
-            callback: See [`run_chain`](sampling_jem.py).
+            callback: Called with the images and [`ChainInfo`](chains_jem.py) before each step; True ends the chain.
 
         Returns:
             Images (B, C, H, W), about [-1, 1], and the labels (B, K) that they were drawn for (-1: marginalised).
@@ -80,38 +71,26 @@ class SamplingMixin:
         Raises:
             ValueError: an unknown sampler or treatment of free attributes, or an argument that a sampler lacks.
         """
-        config, sampler = self.config, sampler or self.config.sampler
+        config = self.config
         free_attributes = _known("free_attributes", free_attributes or config.free_attributes)
-        gibbs = free_attributes == "gibbs"
+        label_sampler = _known("label_sampler", label_sampler or config.label_sampler)
+        settings = self.chain_settings(num_inference_steps, guidance_scale, sampler, sampler_kwargs)
         condition = self.condition(labels, complete=free_attributes == "complete", generator=generator)
-        if gibbs and condition.labels.ndim == 3:
+        if free_attributes == "gibbs" and condition.labels.ndim == 3:
             raise ValueError(
                 "alternatives are not drawn along the chain: set free_attributes to complete or marginalise"
             )
         if noise is None:
             shape = (len(condition.labels), config.num_channels, config.image_size, config.image_size)
             noise = initial_noise(config.sampler, shape, self.device, generator)
-        settings = self.chain_settings(num_inference_steps, guidance_scale, gibbs, sampler)
-        samplers = ("flow", *IMAGE_SAMPLERS, "mixed_hmc")
-        if sampler not in samplers:
-            raise ValueError(f"unknown sampler {sampler!r}{nearest_name(sampler, samplers)}")
-        label_distribution = partial(self.label_distribution, batch_size=batch_size)
-        if sampler in CHOICES["sampler"] and not sampler_kwargs:
-            return run_chain(label_distribution, noise, condition, settings, generator, callback)
-        sampler_kwargs = _arguments(sampler, sampler_kwargs or {})
-        if sampler == "mixed_hmc":
-            return self._mixed_hmc(label_distribution, noise, condition, settings, generator, callback, sampler_kwargs)
-        return run_sampler(
-            sampler,
-            label_distribution,
-            noise,
-            condition,
-            num_steps=settings.num_steps,
-            guidance_scale=settings.guidance_scale,
-            gibbs_every=settings.gibbs_every,
+        return run_chain(
+            label_distribution=partial(self.label_distribution, batch_size=batch_size, label_sampler=label_sampler),
+            x=noise,
+            condition=condition,
+            gibbs_every=int(free_attributes == "gibbs"),
             generator=generator,
             callback=callback,
-            **sampler_kwargs,
+            **settings,
         )
 
     @torch.no_grad()
@@ -133,15 +112,15 @@ class SamplingMixin:
         """
         Change attributes of images; everything else is held by the energy.
 
-        The chain of the config's sampler starts at the image with a share of noise (Meng et al. 2022, arXiv
-        2108.01073), and ascends `log p(x) + g log p(asked|x) + h log p(others|x)`, the others being all other
-        attributes as the model sees them in the image. With a mask it draws only inside it (in-painting), from noise,
-        around what is known.
+        The end of the config's chain starts at the image with a share of noise (Meng et al. 2022, arXiv 2108.01073),
+        and ascends `log p(x) + g log p(asked|x) + h log p(others|x)`, the others being all other attributes as the
+        model sees them in the image. With a mask it draws only inside it (in-painting), from noise, around what is
+        known.
 
         Args:
             pixel_values (`torch.Tensor` of shape (B, C, H, W)): Images in [-1, 1].
             labels (`torch.LongTensor` of shape (B, K)): What shall change, -1 for all that shall not.
-            strength (`float`): Share of noise at the start, in (0, 1]; a mask makes it 1.
+            strength (`float`, defaults to 0.5): Share of noise at the start, in (0, 1]; a mask makes it 1.
             mask (`torch.BoolTensor` of shape (B, 1, H, W)): True where pixels are drawn anew.
             num_inference_steps (`int`):
                 Steps from pure noise, by default the config's, without a mask one and a half times those of a flow;
@@ -167,22 +146,24 @@ class SamplingMixin:
             guidance_scale = EDIT_SCALE if mask is None else self.config.guidance_scale
         labels = self._checked(labels.to(self.device))
         label_distribution = partial(self.label_distribution, batch_size=batch_size)
-        weights = torch.where(labels >= 0, guidance_scale, hold_scale)
+        condition = Condition(labels)
         if hold_scale:
-            labels = torch.where(labels >= 0, labels, label_distribution(pixel_values).marginal_logits()[0].argmax(-1))
-            condition, guidance_scale = Condition(labels, weights), 1.0
-        else:
-            condition = Condition(labels)
+            seen = label_distribution(pixel_values).marginal_logits()[0].argmax(-1)
+            weights = torch.where(labels >= 0, guidance_scale, hold_scale)
+            condition, guidance_scale = Condition(torch.where(labels >= 0, labels, seen), weights), 1.0
         if noise is None:
             noise = initial_noise(self.config.sampler, pixel_values.shape, self.device, generator)
         settings = self.edit_settings(strength, mask is not None, num_inference_steps, guidance_scale)
-
-        def known(x, progress):
-            return torch.where(mask, x, torch.lerp(noise, pixel_values, min(1.0, progress / self._time_of_data())))
-
-        start = torch.lerp(noise, pixel_values, 1 - strength)
-        project = None if mask is None else known
-        return run_chain(label_distribution, start, condition, settings, generator, callback, project)
+        if mask is not None:
+            settings["project"] = self._around(mask, noise, pixel_values, settings)
+        return run_chain(
+            label_distribution=label_distribution,
+            x=torch.lerp(noise, pixel_values, 1 - strength),
+            condition=condition,
+            generator=generator,
+            callback=callback,
+            **settings,
+        )
 
     def mixture(self, first: torch.Tensor, second: torch.Tensor, shares: torch.Tensor) -> Condition:
         """
@@ -199,35 +180,52 @@ class SamplingMixin:
         self,
         num_steps: int | None = None,
         guidance_scale: float | None = None,
-        gibbs: bool = False,
         sampler: str | None = None,
-    ) -> ChainSettings:
-        """[`ChainSettings`] of a sampler, with the config's defaults where an argument is None."""
+        sampler_kwargs: dict | None = None,
+    ) -> dict:
+        """
+        Arguments of [`run_chain`](sampling_jem.py), the config's where one is None.
+
+        Raises:
+            ValueError: an unknown sampler, a number out of its range, or an argument that the sampler lacks or needs.
+        """
         config = self.config
+        sampler = sampler or config.sampler
+        if sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {sampler!r}{nearest_name(sampler, SAMPLERS)}")
         num_steps = config.num_inference_steps if num_steps is None else num_steps
         if not isinstance(num_steps, int) or num_steps < 1:
             raise ValueError(f"num_inference_steps is a whole number from 1 on, not {num_steps!r}")
         guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
         if not isinstance(guidance_scale, int | float) or not isfinite(guidance_scale):
             raise ValueError(f"guidance_scale is a finite number, not {guidance_scale!r}")
-        kwargs = dict(num_steps=num_steps, guidance_scale=guidance_scale, gibbs_every=int(gibbs))
-        if (sampler or config.sampler) == "flow":
-            return flow_settings(flow_time=config.flow_time, **kwargs)
-        return ChainSettings(step_size=config.step_size, noise_scale=config.noise_scale, **kwargs)
+        defaults: dict[str, dict] = {
+            "flow": {"step_size": flow_steps(num_steps, config.flow_time)},
+            "langevin": {"step_size": config.step_size, "noise_scale": config.noise_scale, "bounds": (-1.0, 1.0)},
+        }
+        settings = defaults.get(sampler, {}) | (sampler_kwargs or {})
+        _check_arguments(sampler, settings)
+        return {"sampler": sampler, "num_steps": num_steps, "guidance_scale": guidance_scale, **settings}
 
     def edit_settings(
         self, strength: float, masked: bool, num_steps: int | None = None, guidance_scale: float | None = None
-    ) -> ChainSettings:
-        """[`ChainSettings`] of [`edit`]: the end of the chain, from a share `strength` of noise on."""
+    ) -> dict:
+        """Arguments of [`run_chain`](sampling_jem.py) for [`edit`]: the end of a chain, from this much noise on."""
         if num_steps is None and not masked and self.config.sampler == "flow":
             num_steps = round(EDIT_STEPS * self.config.num_inference_steps)
         settings = self.chain_settings(num_steps, guidance_scale)
-        steps_done = round((1 - strength) * settings.num_steps * self._time_of_data())
-        return replace(settings, num_steps=max(1, settings.num_steps - steps_done))
+        way = _shares_of_way(settings)
+        done = [share for share in way[:-1] if share <= (1 - strength) * self._share_at_data()]
+        return _end_of(settings, len(done))
 
-    def condition(self, labels: torch.Tensor | Condition, complete: bool = False, generator=None) -> Condition:
+    def condition(
+        self,
+        labels: torch.Tensor | Condition,
+        complete: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Condition:
         """Labels checked, and completed by the model of the labels if so wished: every alternative on its own."""
-        condition = as_condition(labels)
+        condition = Condition(labels) if isinstance(labels, torch.Tensor) else labels
         labels = condition.labels.to(self.device)
         never = labels == NEVER
         rows = self._checked(labels.masked_fill(never, -1).flatten(0, -2))
@@ -235,34 +233,39 @@ class SamplingMixin:
             rows = self.label_prior.sample(rows, generator=generator)
         return replace(condition, labels=rows.view_as(labels).masked_fill(never, NEVER))
 
-    def _mixed_hmc(self, label_distribution, x, condition, settings, generator, callback, sampler_kwargs):
-        """Images and free labels in one chain."""
-        if condition.labels.ndim == 3 or condition.weights is not None:
-            raise ValueError("mixed_hmc draws labels: it takes neither alternatives nor weights")
-        guidance_scale = settings.guidance_scale
+    def _around(self, mask, noise, pixel_values, settings):
+        """What keeps pixels outside the mask on their way from noise to the image, for a sampler to `project` with."""
+        way, at_data = _shares_of_way(settings), self._share_at_data()
 
-        def log_joint(x, encoded):
-            distribution = label_distribution(x)
-            joint = distribution.score(encoded)
-            if guidance_scale == 1:
-                return joint
-            return guidance_scale * joint + (1 - guidance_scale) * distribution.log_marginal()
+        def project(x: torch.Tensor, step: int) -> torch.Tensor:
+            return torch.where(mask, x, torch.lerp(noise, pixel_values, min(1.0, way[step] / at_data)))
 
-        x, labels, _ = mixed_hmc(
-            log_joint,
-            x,
-            condition.labels,
-            self.config.num_values,
-            num_steps=settings.num_steps,
-            generator=generator,
-            callback=callback and (lambda x, labels, info: callback(x, info)),
-            **sampler_kwargs,
-        )
-        return x, labels
+        return project
 
-    def _time_of_data(self) -> float:
-        """The share of the chain after which a flow that kept its first pace would be at the data; 1 for Langevin."""
+    def _share_at_data(self) -> float:
+        """The share of its way at which a flow that kept its first pace would be at the data; 1 for Langevin."""
         return 1 / max(1.0, self.config.flow_time) if self.config.sampler == "flow" else 1.0
+
+
+def _shares_of_way(settings: dict) -> list[float]:
+    """The share of the way that is done after each step; all of it where the steps are 0."""
+    num_steps, size = settings["num_steps"], settings["step_size"]
+    sizes = [size(progress_of(step, num_steps)) if callable(size) else size for step in range(num_steps)]
+    total = sum(sizes)
+    return [sum(sizes[: step + 1]) / total if total else 1.0 for step in range(num_steps)]
+
+
+def _end_of(settings: dict, first: int) -> dict:
+    """The same chain from step `first` on, its schedules going on where they were."""
+    num_steps = settings["num_steps"]
+    low, high = progress_of(first, num_steps), progress_of(num_steps - 1, num_steps)
+
+    def rest(schedule: Schedule) -> Schedule:
+        # the progress of a single step is .5
+        return lambda progress: schedule(low + (high - low) * progress if high > low else high)
+
+    schedules = {name: rest(value) for name, value in settings.items() if callable(value)}
+    return settings | schedules | {"num_steps": num_steps - first}
 
 
 def _known(field: str, value: str) -> str:
@@ -271,21 +274,16 @@ def _known(field: str, value: str) -> str:
     return value
 
 
-def _arguments(sampler: str, given: dict) -> dict:
-    """`sampler_kwargs` that the sampler takes, with all that it needs."""
-    if sampler == "flow":
-        raise ValueError("the sampler 'flow' takes no sampler_kwargs: 'gradient_flow' does")
-    function = mixed_hmc if sampler == "mixed_hmc" else IMAGE_SAMPLERS[sampler]
-    parameters = inspect.signature(function).parameters
-    known = {*parameters, *(OF_HMC if sampler == "mala" else ())} - {*OF_GENERATE}
+def _check_arguments(sampler: str, given: dict) -> None:
+    """Raise `ValueError` for an argument that the sampler does not take or that is missing."""
+    parameters = inspect.signature(SAMPLERS[sampler]).parameters
+    own = {name: each for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
+    own = {name: each for name, each in own.items() if name not in NOT_SETTINGS}
     for name, value in given.items():
-        if name not in known:
-            nearest = nearest_name(str(name), sorted(known))
-            raise ValueError(f"the sampler {sampler!r} has no argument {name!r}{nearest}")
+        if name not in own:
+            raise ValueError(f"the sampler {sampler!r} has no argument {name!r}{nearest_name(str(name), list(own))}")
         if isinstance(value, str | dict | None):
             raise ValueError(f"{name} of the sampler {sampler!r} is a number, not {value!r}")
-    for name, parameter in parameters.items():
-        needed = parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
-        if needed and name not in ("num_steps", *given):
+    for name, parameter in own.items():
+        if parameter.default is parameter.empty and name not in given:
             raise ValueError(f"the sampler {sampler!r} needs {name}: pass sampler_kwargs={{{name!r}: ...}}")
-    return given

@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .label_distributions_jem import InteractingDistribution, ProductDistribution
+from .label_distributions_jem import InteractingDistribution, LabelDistribution, ProductDistribution
+from .label_samplers_jem import existing_values
 
 HIDDEN_SIZE = 128  # of the networks over labels
 
@@ -37,10 +38,13 @@ class Head(nn.Module):
         """`log p~(x, y)` (..., B) of one-hot labels (..., B, K, V), differentiable in both."""
         raise NotImplementedError
 
-    def distribution(self, potentials: torch.Tensor) -> ProductDistribution | InteractingDistribution:
-        """The labels given the images."""
-        score = lambda encoded: self.score(potentials, encoded)  # noqa: E731
-        return InteractingDistribution(score, self.num_values, len(potentials), potentials.device)
+    def distribution(self, potentials: torch.Tensor, label_sampler: str = "gibbs") -> LabelDistribution:
+        """The labels given the images; `label_sampler` draws them where they interact."""
+
+        def score(encoded: torch.Tensor) -> torch.Tensor:
+            return self.score(potentials, encoded)
+
+        return InteractingDistribution(score, self.num_values, len(potentials), potentials.device, label_sampler)
 
 
 class ProductHead(Head):
@@ -49,15 +53,14 @@ class ProductHead(Head):
     def forward(self, features):
         """f(x) (B, K, V), -inf where an attribute has fewer than V values."""
         logits = super().forward(features).unflatten(-1, (len(self.num_values), -1))
-        if len(set(self.num_values)) > 1:
-            lacking = torch.arange(logits.shape[-1]) >= torch.tensor(self.num_values)[:, None]
-            logits = logits.masked_fill(lacking.to(logits.device), -torch.inf)
-        return logits
+        if len(set(self.num_values)) == 1:
+            return logits
+        return logits.masked_fill(~existing_values(self.num_values, logits.device), -torch.inf)
 
     def score(self, potentials, encoded):
-        return (potentials.masked_fill(potentials == -torch.inf, 0.0) * encoded).sum((-2, -1))
+        return ProductDistribution(potentials).score(encoded)
 
-    def distribution(self, potentials):
+    def distribution(self, potentials, label_sampler="gibbs"):
         return ProductDistribution(potentials)
 
 

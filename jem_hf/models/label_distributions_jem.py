@@ -7,11 +7,11 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
-from .label_samplers_jem import draw_categorical, gibbs, one_hot, start_labels
+from .label_samplers_jem import LABEL_SAMPLERS, draw_categorical, one_hot, start_labels, with_all_values
 
-MAX_ENUMERATED = 1024  # label vectors, up to which sums over labels are exact
-NUM_SWEEPS = 32  # Gibbs sweeps where there are more
-NUM_CHAINS = 4
+MAX_ENUMERATED = 1024  # label vectors, up to which sums over labels are exact: a few milliseconds for a batch of 64
+NUM_SWEEPS = 32  # of Gibbs where there are more
+NUM_CHAINS = 4  # whose spread is the standard error
 
 
 class ProductDistribution:
@@ -26,6 +26,11 @@ class ProductDistribution:
 
     def __init__(self, logits: torch.Tensor):
         self.logits = logits
+
+    @property
+    def num_values(self) -> list[int]:
+        """V_k of each of the K attributes."""
+        return (self.logits[0] > -torch.inf).sum(-1).tolist()
 
     def log_joint(self, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -47,7 +52,7 @@ class ProductDistribution:
         """`log p~(x)` (B,)."""
         return self.logits.logsumexp(-1).sum(-1)
 
-    def conditional_logits(self, labels: torch.Tensor, generator=None) -> torch.Tensor:
+    def conditional_logits(self, labels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """(B, K, V), whose softmax is `p(y_k | x, all other labels)`, from labels (B, K)."""
         return self.logits
 
@@ -64,9 +69,16 @@ class ProductDistribution:
             logits = logits.masked_fill(elsewhere & (labels >= 0)[..., None], -torch.inf)
         return logits, torch.zeros_like(logits)
 
-    def draw(self, labels: torch.Tensor, generator=None, start: torch.Tensor | None = None) -> torch.Tensor:
-        """Labels (B, K) with every -1 replaced by an exact draw from `p(y_k|x)`; `start` is not needed."""
-        return torch.where(labels >= 0, labels, draw_categorical(self.logits.detach(), generator))
+    def draw(
+        self,
+        labels: torch.Tensor,
+        generator: torch.Generator | None = None,
+        start: torch.Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> torch.Tensor:
+        """Labels (B, K) with every -1 replaced by an exact draw from `p(y_k|x)^(1/temperature)`; no `start` needed."""
+        logits = self.logits.detach()
+        return torch.where(labels >= 0, labels, draw_categorical(logits / temperature, generator))
 
 
 class InteractingDistribution:
@@ -80,10 +92,19 @@ class InteractingDistribution:
         score: One-hot labels (..., B, K, V) to `log p~(x, y)` (..., B).
         num_values (`list[int]`): V_k of each of the K attributes.
         batch_size (`int`), device: Of the images.
+        sampler (`str`, defaults to `"gibbs"`): That draws labels, one of [`LABEL_SAMPLERS`](label_samplers_jem.py).
     """
 
-    def __init__(self, score: Callable[[torch.Tensor], torch.Tensor], num_values: list[int], batch_size: int, device):
+    def __init__(
+        self,
+        score: Callable[[torch.Tensor], torch.Tensor],
+        num_values: list[int],
+        batch_size: int,
+        device: torch.device,
+        sampler: str = "gibbs",
+    ):
         self.score, self.num_values, self.batch_size, self.device = score, num_values, batch_size, device
+        self.sampler = sampler
         self.is_exact = math.prod(num_values) <= MAX_ENUMERATED
 
     def log_joint(self, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
@@ -109,16 +130,11 @@ class InteractingDistribution:
         """`log p~(x)` (B,): `log_joint` of labels that are all missing."""
         return self.log_joint(self._missing())
 
-    def conditional_logits(self, labels: torch.Tensor, generator=None) -> torch.Tensor:
+    def conditional_logits(self, labels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """(B, K, V), whose softmax is `p(y_k | x, all other labels)`, from labels (B, K); missing ones are drawn."""
-        encoded = one_hot(self.draw(labels, generator), self.num_values)
-        values = torch.eye(encoded.shape[-1], device=self.device)[:, None]
-        logits = []
-        for k, num in enumerate(self.num_values):
-            options = encoded.repeat(num, 1, 1, 1)
-            options[:, :, k] = values[:num]
-            logits.append(F.pad(self.score(options).T, (0, encoded.shape[-1] - num), value=-torch.inf))
-        return torch.stack(logits, dim=1)
+        encoded, width = one_hot(self.draw(labels, generator), self.num_values), max(self.num_values)
+        scores = [self.score(with_all_values(encoded, k, num)).T for k, num in enumerate(self.num_values)]
+        return torch.stack([F.pad(each, (0, width - each.shape[1]), value=-torch.inf) for each in scores], dim=1)
 
     @torch.no_grad()
     def marginal_logits(self, labels: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -135,25 +151,32 @@ class InteractingDistribution:
             return probabilities.log(), torch.zeros_like(probabilities)
         generator, chains = self._generator(), []
         for _ in range(NUM_CHAINS):
-            current, total = self._gibbs(labels, NUM_SWEEPS // 4, generator), 0.0
+            current, total = self._sample("gibbs", labels, NUM_SWEEPS // 4, generator), 0.0
             for _ in range(NUM_SWEEPS):
-                current = self._gibbs(labels, 1, generator, current)
+                current = self._sample("gibbs", labels, 1, generator, current)
                 total = total + self.conditional_logits(current).softmax(-1)
             chains.append(torch.where((labels < 0)[..., None], total / NUM_SWEEPS, one_hot(labels, self.num_values)))
         chains = torch.stack(chains)
         return chains.mean(0).log(), chains.std(0) / NUM_CHAINS**0.5
 
     @torch.no_grad()
-    def draw(self, labels: torch.Tensor, generator=None, start: torch.Tensor | None = None) -> torch.Tensor:
+    def draw(
+        self,
+        labels: torch.Tensor,
+        generator: torch.Generator | None = None,
+        start: torch.Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> torch.Tensor:
         """
-        Labels (B, K) with every -1 replaced by a draw from `p(y | x, y_O)`.
+        Labels (B, K) with every -1 replaced by a draw from `p(y | x, y_O)^(1/temperature)`.
 
-        Exact by enumeration, else by Gibbs: one sweep from `start` (B, K), or `NUM_SWEEPS` from uniform labels.
+        Exact by enumeration, else by the label sampler: one sweep from `start` (B, K), or `NUM_SWEEPS` from uniform
+        labels.
         """
         if self.is_exact:
             vectors, scores = self._enumerated(labels)
-            return vectors[torch.multinomial(scores.softmax(0).T, 1, generator=generator)[:, 0]]
-        return self._gibbs(labels, NUM_SWEEPS if start is None else 1, generator, start)
+            return vectors[draw_categorical(scores.T / temperature, generator)]
+        return self._sample(self.sampler, labels, NUM_SWEEPS if start is None else 1, generator, start, temperature)
 
     def _missing(self) -> torch.Tensor:
         return torch.full((self.batch_size, len(self.num_values)), -1, device=self.device)
@@ -168,12 +191,14 @@ class InteractingDistribution:
         allowed = ((labels < 0) | (labels == vectors[:, None])).all(-1)
         return vectors, self.score(encoded).masked_fill(~allowed, -torch.inf)
 
-    def _gibbs(self, labels, num_sweeps, generator, start=None, temperature=1.0) -> torch.Tensor:
+    def _sample(self, sampler, labels, num_sweeps, generator, start=None, temperature=1.0) -> torch.Tensor:
         def log_prob(encoded):
             return self.score(encoded.unflatten(0, (-1, self.batch_size))).flatten()
 
-        settings = dict(num_steps=num_sweeps, temperature=temperature, start=start, generator=generator)
-        return gibbs(log_prob, labels, self.num_values, **settings)[0]
+        # a sweep visits each of the K labels once; Gibbs with gradients proposes one change a step
+        num_steps = num_sweeps if sampler == "gibbs" else num_sweeps * len(self.num_values)
+        settings = dict(num_steps=num_steps, temperature=temperature, start=start, generator=generator)
+        return LABEL_SAMPLERS[sampler](log_prob, labels, self.num_values, **settings)[0]
 
     def _annealed(self, labels: torch.Tensor) -> torch.Tensor:
         """The value by importance weights from uniform labels on, the gradient at the last ones."""
@@ -184,6 +209,9 @@ class InteractingDistribution:
             value = torch.where(labels < 0, sizes.log(), 0.0).sum(-1)
             for step in range(NUM_SWEEPS):
                 value = value + self.score(one_hot(current, self.num_values)) / NUM_SWEEPS
-                current = self._gibbs(labels, 1, generator, current, temperature=NUM_SWEEPS / (step + 1))
+                current = self._sample("gibbs", labels, 1, generator, current, temperature=NUM_SWEEPS / (step + 1))
         score = self.score(one_hot(current, self.num_values))
         return value + score - score.detach()
+
+
+LabelDistribution = ProductDistribution | InteractingDistribution

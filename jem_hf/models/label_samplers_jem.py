@@ -5,17 +5,36 @@ Each is one function of one shape, `sampler(log_prob, labels, num_values, *, num
 and `LABEL_SAMPLERS` has them by name. Labels (B, K) are -1 where free; those that are given stay as they are.
 """
 
+from collections.abc import Callable
+
 import torch
 
-from .image_samplers_jem import ChainInfo, ChainState, evaluate, metropolis, run_kernel
+from .chains_jem import Chain, ChainInfo, LogDensity, Number, choose, evaluate, metropolis
 
 
-def one_hot(labels: torch.Tensor, num_values: list[int], dtype=torch.float32) -> torch.Tensor:
+def one_hot(labels: torch.Tensor, num_values: list[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Labels (..., K) to floats (..., K, V) with V = max V_k, all zero where a label is -1."""
     return (labels[..., None] == torch.arange(max(num_values), device=labels.device)).to(dtype)
 
 
-def start_labels(labels: torch.Tensor, num_values: list[int], start=None, generator=None) -> torch.Tensor:
+def existing_values(num_values: list[int], device: torch.device | None = None) -> torch.Tensor:
+    """True (K, V) at the values that a label has; one of fewer than V lacks the others."""
+    return torch.arange(max(num_values), device=device) < torch.tensor(num_values, device=device)[:, None]
+
+
+def with_all_values(encoded: torch.Tensor, k: int, num: int) -> torch.Tensor:
+    """One-hot labels (B, K, V) as (num, B, K, V): in the v-th of them label k has the value v."""
+    options = encoded.repeat(num, 1, 1, 1)
+    options[:, :, k] = torch.eye(num, encoded.shape[-1], dtype=encoded.dtype, device=encoded.device)[:, None]
+    return options
+
+
+def start_labels(
+    labels: torch.Tensor,
+    num_values: list[int],
+    start: torch.Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
     """Labels (B, K) with every -1 replaced by `start` (B, K), or else by a draw from all V_k values alike."""
     if start is None:
         uniform = torch.empty(labels.shape, device=labels.device).uniform_(generator=generator)
@@ -23,23 +42,18 @@ def start_labels(labels: torch.Tensor, num_values: list[int], start=None, genera
     return torch.where(labels >= 0, labels, start)
 
 
-def draw_categorical(logits: torch.Tensor, generator=None) -> torch.Tensor:
+def draw_categorical(logits: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
     """Draws (...) from `softmax(logits)` (..., V) by the Gumbel trick, which unlike multinomial needs no waiting."""
     return (logits - torch.empty_like(logits).exponential_(generator=generator).log()).argmax(-1)
 
 
-def free_values(labels: torch.Tensor, num_values: list[int]) -> torch.Tensor:
-    """True (B, K, V) at the values that a free label can take."""
-    exists = torch.arange(max(num_values)) < torch.tensor(num_values)[:, None]
-    return exists.to(labels.device) & (labels < 0)[..., None]
-
-
-def possible_flips(free: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
+def possible_flips(labels: torch.Tensor, current: torch.Tensor, num_values: list[int]) -> torch.Tensor:
     """
-    True (B, K, V) at the other values of free labels; `free` as of [`free_values`], `current` the one-hot labels.
+    True (B, K, V) at the other values of free labels; `labels` are -1 where free, `current` (B, K, V) is one-hot.
 
     Where a row has none, True at the values that it has: a flip can be drawn there, too, and changes nothing.
     """
+    free = existing_values(num_values, labels.device) & (labels < 0)[..., None]
     possible = free & (current == 0)
     return possible | ((current > 0) & ~possible.any((1, 2), keepdim=True))
 
@@ -51,9 +65,11 @@ def flip(current: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return current.scatter(1, site.expand(-1, 1, width), one_hot(value, [width], current.dtype))
 
 
+@torch.no_grad()
 def gibbs(
-    log_prob, labels, num_values, *, num_steps, temperature=1.0, start=None, generator=None, callback=None
-) -> tuple[torch.Tensor, ChainInfo]:
+    log_prob: LogDensity, labels: torch.Tensor, num_values: list[int], *, num_steps: int, temperature: Number = 1.0,
+    start: torch.Tensor | None = None, generator: torch.Generator | None = None, callback: Callable | None = None,
+) -> tuple[torch.Tensor, ChainInfo]:  # fmt: skip
     """
     Gibbs sampling (Geman and Geman 1984): each free label in turn is drawn from its conditional, in V_k evaluations.
 
@@ -64,41 +80,36 @@ def gibbs(
         num_values (`list[int]`): V_k of each of the K labels.
         num_steps (`int`): Sweeps over all labels.
         temperature: Number or schedule; `p^(1/temperature)` is sampled.
-        start (`torch.LongTensor` of shape (B, K)): First values of the free labels; drawn uniformly if not given.
-        generator (`torch.Generator`): Source of all randomness, on the device of the labels.
-        callback: Called with the labels and [`ChainInfo`](image_samplers_jem.py) before each step; True stops.
+        start (`torch.LongTensor` of shape (B, K), *optional*): First values of the free labels, by default uniform.
+        generator (`torch.Generator`, *optional*): Source of all randomness, on the device of the labels.
+        callback (*optional*): Called with the labels and [`ChainInfo`] before each step; True stops.
 
     Returns:
         The labels (B, K) and the `ChainInfo` of all steps; `grad_norm` and `saturated` are None.
     """
     free = labels < 0
     sites = free.any(0).nonzero()[:, 0].tolist()
-    identity = torch.eye(max(num_values), device=labels.device)
-
-    @torch.no_grad()
-    def kernel(state, temperature):
-        current, log_density = state.one_hot, state.log_density
+    labels = start_labels(labels, num_values, start, generator)
+    current, chain = one_hot(labels, num_values), Chain(num_steps, callback)
+    value = log_prob(current)
+    for _ in chain:
+        if chain.ends(value, None, labels=labels):
+            break
+        labels, current, heat = labels.clone(), current.clone(), chain.at(temperature)
         for k in sites:
-            options = current.repeat(num_values[k], 1, 1, 1)
-            options[:, :, k] = identity[: num_values[k], None]
-            values = log_prob(options.flatten(0, 1)).view(num_values[k], -1)
-            draw = draw_categorical(values.T / temperature, generator)
-            draw = torch.where(free[:, k], draw, current[:, k].argmax(-1))
-            current = current.clone()
-            current[:, k] = identity[draw]
-            log_density = values.gather(0, draw[None])[0]
-        return ChainState(one_hot=current, log_density=log_density), torch.ones_like(log_density)
-
-    current = one_hot(start_labels(labels, num_values, start, generator), num_values)
-    with torch.no_grad():
-        state = ChainState(one_hot=current, log_density=log_prob(current))
-    state, info = run_kernel(log_prob, state, kernel, (temperature,), num_steps=num_steps, callback=callback)
-    return state.one_hot.argmax(-1), info
+            values = log_prob(with_all_values(current, k, num_values[k]).flatten(0, 1)).view(num_values[k], -1)
+            draw = draw_categorical(values.T / heat, generator)
+            draw = torch.where(free[:, k], draw, labels[:, k])
+            labels[:, k], current[:, k] = draw, one_hot(draw, [current.shape[-1]])
+            value = values.gather(0, draw[None])[0]
+        chain.moved(torch.ones_like(value))
+    return labels, chain.info
 
 
 def gibbs_with_gradients(
-    log_prob, labels, num_values, *, num_steps, temperature=1.0, proposal_temperature=2.0, start=None, generator=None,
-    callback=None,
+    log_prob: LogDensity, labels: torch.Tensor, num_values: list[int], *, num_steps: int, temperature: Number = 1.0,
+    proposal_temperature: float = 2.0, start: torch.Tensor | None = None, generator: torch.Generator | None = None,
+    callback: Callable | None = None,
 ) -> tuple[torch.Tensor, ChainInfo]:  # fmt: skip
     """
     Gibbs with gradients (Grathwohl et al. 2021, arXiv 2102.04509, algorithms 1 and 2): one change a step, drawn from
@@ -108,32 +119,34 @@ def gibbs_with_gradients(
     Args:
         log_prob: From one-hot labels (B, K, V) to (B,), differentiable by the one-hot labels.
         num_steps (`int`): Proposals.
-        proposal_temperature (`float`): 2 is the locally balanced choice.
+        proposal_temperature (`float`, defaults to 2): The locally balanced choice.
 
     Other arguments and returns as [`gibbs`]; `grad_norm` is of the gradient by the one-hot labels.
     """
-
-    free, width = free_values(labels, num_values), max(num_values)
+    width, chain = max(num_values), Chain(num_steps, callback)
 
     def proposal(state, temperature):
         """Log probabilities (B, K * V) of all flips."""
-        change = state.gradient - (state.gradient * state.one_hot).sum(-1, keepdim=True)
+        change = state.gradient - (state.gradient * state.x).sum(-1, keepdim=True)
+        possible = possible_flips(labels, state.x, num_values)
         change = change / (temperature * proposal_temperature)
-        possible = possible_flips(free, state.one_hot)
         return change.masked_fill(~possible, -torch.inf).flatten(1).log_softmax(-1)
 
-    def kernel(state, temperature):
-        forward = proposal(state, temperature)
+    state = evaluate(log_prob, one_hot(start_labels(labels, num_values, start, generator), num_values))
+    for _ in chain:
+        current, heat = state.x.argmax(-1), chain.at(temperature)
+        if chain.ends(state.log_density, state.gradient, labels=current):
+            break
+        forward = proposal(state, heat)
         index = draw_categorical(forward, generator)[:, None]
-        new = evaluate(log_prob, one_hot=flip(state.one_hot, index))
-        back = state.one_hot.argmax(-1).gather(1, index // width) + index // width * width
-        log_ratio = (new.log_density - state.log_density) / temperature
-        log_ratio = log_ratio + (proposal(new, temperature).gather(1, back) - forward.gather(1, index))[:, 0]
-        return metropolis(state, new, log_ratio, generator)
-
-    state = ChainState(one_hot=one_hot(start_labels(labels, num_values, start, generator), num_values))
-    state, info = run_kernel(log_prob, state, kernel, (temperature,), num_steps=num_steps, callback=callback)
-    return state.one_hot.argmax(-1), info
+        new = evaluate(log_prob, flip(state.x, index))
+        back = current.gather(1, index // width) + index // width * width
+        log_ratio = (new.log_density - state.log_density) / heat
+        log_ratio = log_ratio + (proposal(new, heat).gather(1, back) - forward.gather(1, index))[:, 0]
+        accepted, acceptance = metropolis(log_ratio, generator)
+        state = choose(accepted, new, state)
+        chain.moved(acceptance)
+    return state.x.argmax(-1), chain.info
 
 
 LABEL_SAMPLERS = {"gibbs": gibbs, "gibbs_with_gradients": gibbs_with_gradients}

@@ -14,7 +14,7 @@ from .generation_jem import SamplingMixin
 from .heads_jem import HEADS, cross_entropy
 from .hub_jem import AUTO_MAP, TASK, OnHub, copy_documents, save_code, source_folder, update_json
 from .image_processing_jem import JemImageProcessor
-from .label_distributions_jem import InteractingDistribution, ProductDistribution
+from .label_distributions_jem import LabelDistribution
 from .label_prior_jem import PairwiseLabelPrior
 from .loading_jem import CheckedWeights
 from .pipeline_jem import AttributeConditionalGenerationPipeline
@@ -38,7 +38,8 @@ class JemOutput(ModelOutput):
 
     Args:
         loss (`torch.Tensor` of shape (1,), *optional*):
-            Mean of `-log p(y_k|x)` over the labels that are present, in nats.
+            Mean of `-log p(y_k | x, all other labels)` over the labels that are present, in nats: for the head
+            "product" the likelihood, for heads with interactions the pseudo-likelihood (Besag 1975).
         logits (`torch.Tensor` of shape (B, L)):
             Log-odds of every entry of `config.id2label`: one for a binary attribute, one a value for others.
         energy (`torch.Tensor` of shape (B,)): `E(x, y_O)`; without labels `E(x)`. Lower is more probable.
@@ -140,10 +141,12 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
         return self.head(self.backbone(pixel_values.to(self.dtype)))
 
     def label_distribution(
-        self, pixel_values: torch.Tensor, batch_size: int | None = None
-    ) -> ProductDistribution | InteractingDistribution:
+        self, pixel_values: torch.Tensor, batch_size: int | None = None, label_sampler: str | None = None
+    ) -> LabelDistribution:
         """The labels given images (B, C, H, W) in [-1, 1]: all that chains, losses and predictions ask for."""
-        return self.head.distribution(self.potentials(pixel_values, batch_size))
+        return self.head.distribution(
+            self.potentials(pixel_values, batch_size), label_sampler or self.config.label_sampler
+        )
 
     def log_joint(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Unnormalised `log p(x, y_O)` (B,); labels (B, K) of -1 are missing and marginalised."""
@@ -192,7 +195,7 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
             distribution = self.head.distribution(potentials)
             logits, _ = distribution.marginal_logits()
             output = JemOutput(
-                loss=None if labels is None else cross_entropy(logits, labels),
+                loss=None if labels is None else _loss(distribution, labels),
                 logits=self.log_odds(logits),
                 energy=-(distribution.log_marginal() if labels is None else distribution.log_joint(labels)),
                 attribute_logits=logits,
@@ -259,6 +262,12 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
                 f"use 0 to {num_values[k].item() - 1}, or -1 where the label is missing"
             )
         return labels
+
+
+def _loss(distribution: LabelDistribution, labels: torch.Tensor) -> torch.Tensor:
+    """Mean of `-log p(y_k | x, all other labels)`, which are the labels' own given, and missing ones drawn alike."""
+    generator = torch.Generator(labels.device).manual_seed(0)
+    return cross_entropy(distribution.conditional_logits(labels, generator), labels)
 
 
 __all__ = ["JemModel"]

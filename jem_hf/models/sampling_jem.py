@@ -1,56 +1,32 @@
-"""Chains over images and labels. They see a function from images to distributions of labels, and no model class."""
+"""Chains for a request. They see a function from images to distributions of labels, and no model class."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
-from .image_samplers_jem import IMAGE_SAMPLERS, ChainInfo, Schedule, linear, progress_of, scheduled
-from .label_distributions_jem import InteractingDistribution, ProductDistribution
+from .chains_jem import Schedule, linear
+from .image_samplers_jem import IMAGE_SAMPLERS
+from .label_distributions_jem import LabelDistribution
+from .mixed_hmc_jem import mixed_hmc
 
-LabelDistribution = ProductDistribution | InteractingDistribution
 NEVER = -2  # fills the place of an alternative that a request does not have
+SAMPLERS: dict[str, Callable] = {**IMAGE_SAMPLERS, "mixed_hmc": mixed_hmc}
 
 
-@dataclass(frozen=True)
-class ChainSettings:
+def flow_steps(num_steps: int, flow_time: float = 1.6) -> Schedule:
     """
-    How a chain moves: `x <- x + step_size * grad_x log p~(x, y) + noise_scale * noise`, in pixels of [-1, 1].
+    Step sizes of the flow, which add up to `flow_time`.
 
-    Args:
-        num_steps (`int`): Langevin steps.
-        step_size (`float`): Factor of the gradient; or a schedule, see [`linear`].
-        noise_scale (`float`): Standard deviation of the noise; `sqrt(2 * step_size)` samples the density itself.
-        gibbs_every (`int`): Free labels are drawn anew before every so many steps; 0 marginalises them.
-        guidance_scale (`float`): g in `log p~(x) + g log p(y|x)`.
-        clamp (`bool`): Keep pixels in [-1, 1].
-    """
-
-    num_steps: int = 40
-    step_size: float | Schedule = 4.0
-    noise_scale: float = 0.002
-    gibbs_every: int = 1
-    guidance_scale: float = 1.0
-    clamp: bool = True
-
-    @property
-    def step_sizes(self) -> list[float]:
-        """Of each step."""
-        return [scheduled(self.step_size, progress_of(step, self.num_steps)) for step in range(self.num_steps)]
-
-
-def flow_settings(num_steps: int = 16, flow_time: float = 1.6, **kwargs) -> ChainSettings:
-    """
-    Gradient flow without noise, for an energy trained by Equilibrium Matching (Wang and Du 2025, section 3).
-
-    The steps rise from half to one and a half of their mean: fewer are needed than of equal ones.
+    They rise from half to one and a half of their mean: 16 of them do what 24 equal ones do (benchmarks/README.md).
     """
     mean = flow_time / num_steps
-    step_size = linear(0.5 * mean, 1.5 * mean)
-    return ChainSettings(num_steps=num_steps, step_size=step_size, noise_scale=0.0, clamp=False, **kwargs)
+    return linear(0.5 * mean, 1.5 * mean)
 
 
-def initial_noise(sampler: str, shape: tuple[int, ...], device=None, generator=None) -> torch.Tensor:
+def initial_noise(
+    sampler: str, shape: tuple[int, ...], device: torch.device | None = None, generator: torch.Generator | None = None
+) -> torch.Tensor:
     """Where a chain starts: standard normal pixels for `"flow"`, uniform ones in [-1, 1] for `"langevin"`."""
     noise = torch.empty(shape, device=device)
     return noise.normal_(generator=generator) if sampler == "flow" else noise.uniform_(-1, 1, generator=generator)
@@ -64,8 +40,9 @@ class Condition:
     Args:
         labels (`torch.LongTensor` of shape (B, K) or (B, M, K)): -1 where free. M label vectors are alternatives that
             exclude each other, `NEVER` where there are fewer: `log p~(x, R) = logsumexp_m log p~(x, y_m)`.
-        weights (`torch.Tensor` of shape (B, K)): Factors of `log p(y_k|x)`.
-        shares (`torch.Tensor` of shape (B, M)): The M label vectors are mixed: `sum_m shares_m log p~(x, y_m)`.
+        weights (`torch.Tensor` of shape (B, K), *optional*): Factors of `log p(y_k|x)`.
+        shares (`torch.Tensor` of shape (B, M), *optional*): The M label vectors are mixed,
+            `sum_m shares_m log p~(x, y_m)`.
     """
 
     labels: torch.Tensor
@@ -105,133 +82,104 @@ class Condition:
         return guidance_scale * joint + (1 - guidance_scale) * marginal
 
 
-def as_condition(labels: "torch.Tensor | Condition") -> Condition:
-    """Labels (B, K) as the condition to show them."""
-    # a Condition may be of another copy of this file: transformers makes one each of a folder's model and pipeline
-    return Condition(labels) if isinstance(labels, torch.Tensor) else labels
+class ConditionalDensity:
+    """
+    The log density of images that show a condition, its free labels drawn anew along the chain where that is wished.
+
+    One forward pass serves both: labels are drawn from the potentials whose gradient moves the images (Kelly et al.
+    2021, algorithm 1).
+
+    Args:
+        label_distribution: From images (B, C, H, W) to the distribution of their labels.
+        condition ([`Condition`]): Labels that are given stay as they are.
+        guidance_scale (`float`): g in `log p~(x) + g log p(R|x)`.
+        gibbs_every (`int`): Free labels are drawn before every so many steps; 0 sums them out, where that is exact.
+        generator (`torch.Generator`, *optional*): Source of all randomness.
+    """
+
+    def __init__(self, label_distribution, condition, guidance_scale=1.0, gibbs_every=0, generator=None):
+        self.label_distribution, self.condition = label_distribution, condition
+        self.guidance_scale, self.gibbs_every, self.generator = guidance_scale, gibbs_every, generator
+        self.free = condition.labels
+        self.drawn = self.contrast = self.temperature = None
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """(B, K) or (B, M, K), -1 where they are summed out."""
+        return self.condition.labels
+
+    def renew(self, step: int, temperature: float = 1.0) -> bool:
+        """See [`image_samplers_jem`](image_samplers_jem.py). Labels are drawn with the evaluation that follows."""
+        is_due = step == 0 or bool(self.gibbs_every and step % self.gibbs_every == 0)
+        if is_due:
+            self.temperature = temperature
+        return is_due
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """(B,) of images (B, C, H, W)."""
+        distribution = self.label_distribution(x)
+        if self.temperature is not None:
+            self._draw(distribution)
+        return self.condition.guided(distribution, self.guidance_scale, self.contrast)
+
+    def _draw(self, distribution: LabelDistribution) -> None:
+        temperature, self.temperature = self.temperature, None
+        if not distribution.is_exact:
+            self.gibbs_every = self.gibbs_every or 1
+        if self.gibbs_every and self.free.ndim == 2:
+            self.drawn = distribution.draw(self.free, self.generator, self.drawn, temperature)
+            self.condition = replace(self.condition, labels=self.drawn)
+        if self.guidance_scale != 1 and not distribution.is_exact:
+            free = torch.full((len(self.free), self.free.shape[-1]), -1, device=self.free.device)
+            self.contrast = distribution.draw(free, self.generator, self.contrast, temperature)
 
 
 def run_chain(
-    label_distribution: Callable[[torch.Tensor], LabelDistribution],
-    x: torch.Tensor,
-    condition: torch.Tensor | Condition,
-    settings: ChainSettings,
-    generator: torch.Generator | None = None,
-    callback: Callable[[torch.Tensor, ChainInfo], bool | None] | None = None,
-    project: Callable[[torch.Tensor, float], torch.Tensor] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    sampler: str, label_distribution: Callable[[torch.Tensor], LabelDistribution], x: torch.Tensor,
+    condition: torch.Tensor | Condition, *, guidance_scale: float = 1.0, gibbs_every: int = 0,
+    generator: torch.Generator | None = None, **settings,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """
-    Gibbs on the free labels interleaved with Langevin on the images (Kelly et al. 2021, algorithm 1).
-
-    One forward pass a step serves both: the labels are drawn from the potentials whose gradient moves the images.
+    Images that show a condition, by a sampler of `SAMPLERS`.
 
     Args:
-        label_distribution: Function from images (B, C, H, W) to the distribution of their labels.
-        x: Start of the images.
-        condition: Labels (B, K), -1 where free, or a [`Condition`]. Labels that are given stay as they are.
-        settings: How the chain moves.
-        generator: Source of all randomness.
-        callback: Called with the images and [`ChainInfo`] before each step; True stops the chain.
-        project: Called with the images after each step and the share of the way that is done, of the sum of the step
-            sizes; what it returns goes on.
+        sampler (`str`): Its name.
+        label_distribution: From images (B, C, H, W) to the distribution of their labels.
+        x (`torch.Tensor` of shape (B, C, H, W)): Start of the images.
+        condition ([`Condition`] or `torch.LongTensor` of shape (B, K)): Labels, -1 where free.
+        guidance_scale, gibbs_every: See [`ConditionalDensity`].
+        generator (`torch.Generator`, *optional*): Source of all randomness.
+        settings: The sampler's own arguments, such as `num_steps`, `step_size` and `callback`.
 
     Returns:
-        The images and the labels at the end, detached. Labels stay -1 where they were marginalised.
+        The images and the labels at the end, detached. Labels stay -1 where they were summed out.
     """
-    x, condition = x.detach(), as_condition(condition)
-    labels, drawn, contrast = condition.labels, None, None
-    step_sizes = settings.step_sizes
-    way = sum(step_sizes)
-    for step, step_size in enumerate(step_sizes):
-        x = x.detach().requires_grad_(True)
-        with torch.enable_grad():
-            distribution = label_distribution(x)
-            gibbs_every = settings.gibbs_every or int(not distribution.is_exact)
-            if gibbs_every and step % gibbs_every == 0 and labels.ndim == 2:
-                drawn = distribution.draw(labels, generator, start=drawn)
-                condition = replace(condition, labels=drawn)
-            if settings.guidance_scale != 1 and not distribution.is_exact:
-                free = torch.full((len(x), labels.shape[-1]), -1, device=x.device)
-                contrast = distribution.draw(free, generator, start=contrast)
-            log_density = condition.guided(distribution, settings.guidance_scale, contrast)
-            (gradient,) = torch.autograd.grad(log_density.sum(), x)
-        x = x.detach()
-        if callback is not None:
-            info = ChainInfo(
-                step=step,
-                energy=-log_density.detach(),
-                grad_norm=gradient.flatten(1).norm(dim=1),
-                saturated=(x.abs() >= 1).flatten(1).float().mean(1),
-                acceptance=torch.ones_like(log_density),
-            )
-            if callback(x, info):
-                break
-        x = torch.add(x, gradient, alpha=step_size)
-        if settings.noise_scale:
-            x.add_(torch.empty_like(x).normal_(generator=generator), alpha=settings.noise_scale)
-        if settings.clamp:
-            x.clamp_(-1, 1)
-        if project is not None:
-            x = project(x, sum(step_sizes[: step + 1]) / way if way else 1.0)
-    return x, condition.labels
+    # a Condition may be of another copy of this file: transformers makes one each of a folder's model and pipeline
+    condition = Condition(condition) if isinstance(condition, torch.Tensor) else condition
+    if sampler == "mixed_hmc":
+        return _run_mixed_hmc(label_distribution, x, condition, guidance_scale, generator, **settings)
+    density = ConditionalDensity(label_distribution, condition, guidance_scale, gibbs_every, generator)
+    x, _ = SAMPLERS[sampler](density, x, generator=generator, **settings)
+    return x, density.labels
 
 
-def run_sampler(
-    sampler: str,
-    label_distribution: Callable[[torch.Tensor], LabelDistribution],
-    x: torch.Tensor,
-    condition: torch.Tensor | Condition,
-    *,
-    num_steps: int,
-    guidance_scale: float = 1.0,
-    gibbs_every: int = 0,
-    generator: torch.Generator | None = None,
-    callback: Callable[[torch.Tensor, ChainInfo], bool | None] | None = None,
-    **settings,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Images by a sampler of [`IMAGE_SAMPLERS`](image_samplers_jem.py); free labels as in [`run_chain`], by exact Gibbs.
+def _run_mixed_hmc(label_distribution, x, condition, guidance_scale, generator, callback=None, **settings):
+    """Images and free labels in one chain."""
+    if condition.labels.ndim == 3 or condition.weights is not None:
+        raise ValueError("mixed_hmc draws labels: it takes neither alternatives nor weights")
 
-    Args:
-        sampler: Its name.
-        settings: Its own arguments, such as `step_size` and `temperature`.
+    def log_joint(x, encoded):
+        distribution = label_distribution(x)
+        joint = distribution.score(encoded)
+        if guidance_scale == 1:
+            return joint
+        return guidance_scale * joint + (1 - guidance_scale) * distribution.log_marginal()
 
-    Other arguments and returns as [`run_chain`] has them.
-    """
-    condition = as_condition(condition)
-    labels, done, stopped = condition.labels, 0, False
+    def without_labels(x, labels, info):
+        return callback(x, info)
 
-    def observe(x, info):
-        nonlocal stopped
-        stopped = callback is not None and bool(callback(x, info._replace(step=done + info.step)))
-        return stopped
-
-    def log_density(x):
-        return condition.guided(label_distribution(x), guidance_scale)
-
-    while done < num_steps and not stopped:
-        if gibbs_every and labels.ndim == 2:
-            with torch.no_grad():
-                condition = replace(condition, labels=label_distribution(x).draw(labels, generator))
-        part = min(gibbs_every or num_steps, num_steps - done)
-        x, _ = IMAGE_SAMPLERS[sampler](
-            log_density, x, num_steps=part, generator=generator, callback=observe, **settings
-        )
-        done += part
-    return x, condition.labels
-
-
-def last_langevin_step(
-    label_distribution: Callable[[torch.Tensor], LabelDistribution],
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    settings: ChainSettings,
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:
-    """One more Langevin step whose result still depends on the parameters (improved CD, Du et al. 2021, eq. 9)."""
-    x = x.detach().requires_grad_(True)
-    log_density = Condition(labels).guided(label_distribution(x), settings.guidance_scale)
-    (gradient,) = torch.autograd.grad(log_density.sum(), x, create_graph=True)
-    noise = torch.empty_like(x).normal_(generator=generator)
-    x = x + settings.step_sizes[-1] * gradient + settings.noise_scale * noise
-    return x.clamp(-1, 1) if settings.clamp else x
+    x, labels, _ = mixed_hmc(
+        log_joint, x, condition.labels, label_distribution(x).num_values, generator=generator,
+        callback=callback and without_labels, **settings,
+    )  # fmt: skip
+    return x, labels

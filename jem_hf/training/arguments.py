@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from ..models.sampling_jem import ChainSettings
 from .buffer import POLICIES
 from .negatives import CHAIN_STARTS
 from .objectives import OBJECTIVES
@@ -117,7 +116,13 @@ class JemTrainingArguments(TrainingArguments):
         """The objective of an optimiser step, counted from 0."""
         return "warmup" if step < self.chain_free_steps else self.objective
 
-    def chain(self) -> ChainSettings:
-        """The chain that draws the samples of contrastive divergence."""
-        gibbs_every = 0 if self.objective == "jem" else self.gibbs_every
-        return ChainSettings(self.chain_steps, self.chain_step_size, self.chain_noise, gibbs_every)
+    def chain(self) -> dict:
+        """Arguments of [`run_chain`](../models/sampling_jem.py) that draw the samples of contrastive divergence."""
+        return {
+            "sampler": "langevin",
+            "num_steps": self.chain_steps,
+            "step_size": self.chain_step_size,
+            "noise_scale": self.chain_noise,
+            "bounds": (-1.0, 1.0),
+            "gibbs_every": 0 if self.objective == "jem" else self.gibbs_every,
+        }

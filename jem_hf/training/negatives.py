@@ -3,13 +3,12 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 from transformers import TrainingArguments
 
 from ..models.modeling_jem import JemModel
-from ..models.sampling_jem import flow_settings, initial_noise, last_langevin_step, run_chain
+from ..models.sampling_jem import flow_steps, initial_noise, run_chain
 from .augmentation import augment
 from .buffer import ReplayBuffer, map_images, noise_images
 
@@ -55,16 +54,20 @@ class NegativeSampler:
             Images (B, C, H, W) and labels (B, K) at their ends, and 100 images that the buffer held before. Images
             keep the graph of their last step where a term of the loss needs it.
         """
-        args, settings, model = self.args, self.args.chain(), self.model
+        args, chain, model = self.args, self.args.chain(), self.model
         if self.buffer is None:
             self.buffer = self._initial_buffer(x)
         through_last_step = bool(args.kl_weight or args.entropy_weight)
-        chain = replace(settings, num_steps=settings.num_steps - 1) if through_last_step else settings
+        settings = dict(label_distribution=model.label_distribution, generator=self.generator)
+        num_steps = chain["num_steps"] - 1 if through_last_step else chain["num_steps"]
         with frozen(model):
             start = self.start(x)
-            x, labels = run_chain(model.label_distribution, start, self.free_labels(x), chain, self.generator)
+            x, labels = run_chain(
+                x=start, condition=self.free_labels(x), **settings, **chain | {"num_steps": num_steps}
+            )
         if through_last_step:
-            x = last_langevin_step(model.label_distribution, x, labels, settings, self.generator)
+            last = chain | {"num_steps": 1, "gibbs_every": 0}
+            x, _ = run_chain(x=x, condition=labels, keep_graph=True, **settings, **last)
         self.motion = (x.detach() - start).abs().mean()
         others = self.buffer.sample(NUM_NEIGHBOURS, self.generator)
         self.buffer.push(x.detach(), self.generator)
@@ -127,8 +130,11 @@ def from_flow(sampler: NegativeSampler, x: torch.Tensor) -> torch.Tensor:
     """A few steps of gradient flow from noise, as the warm-up samples."""
     model, generator = sampler.model, sampler.generator
     noise = initial_noise("flow", x.shape, x.device, generator)
-    flow = flow_settings(NUM_FLOW_STEPS, model.config.flow_time, gibbs_every=1)
-    return run_chain(model.label_distribution, noise, sampler.free_labels(x), flow, generator)[0].clamp(-1, 1)
+    x, _ = run_chain(
+        "flow", model.label_distribution, noise, sampler.free_labels(x), num_steps=NUM_FLOW_STEPS,
+        step_size=flow_steps(NUM_FLOW_STEPS, model.config.flow_time), gibbs_every=1, generator=generator,
+    )  # fmt: skip
+    return x.clamp(-1, 1)
 
 
 def from_buffer(sampler: NegativeSampler, x: torch.Tensor) -> torch.Tensor:
