@@ -41,6 +41,11 @@ def test_balanced_split_divides_rare_positives_in_proportion():
     assert any(positives != 1 for positives in random)
 
 
+def test_a_split_has_its_usual_name_whatever_it_is_called():
+    splits = make_split({"dev": 0.2, "testing": 0.1}, torch.zeros(10, 1, dtype=torch.int64))
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 7, "validation": 2, "test": 1}
+
+
 def test_candidates_of_the_paper():
     candidates = ZERO_SHOT_CANDIDATES["celeba-zero-shot"]
     assert len(candidates) == 60 - 2 + 36  # 15 pairs of six attributes, less women with and without beard; 18 of hair

@@ -150,9 +150,7 @@ def test_a_recipe_trains_on_a_stream(folder, tmp_path, monkeypatch):
         "size": "{shortest_edge: 8}",
         "crop_size": "{height: 8, width: 8}",
     }
-    recipe = load_recipe("celeba-32", overrides)
-    del recipe.dataset["min_frequency"]
-    trainer, splits = train(recipe)
+    trainer, splits = train(load_recipe("celeba-32", overrides))
     assert isinstance(splits["train"], AttributeStream) and len(splits["test"]) == 3
     assert trainer.state.global_step == 5 and trainer.model.config.attribute_values == {
         "color": ["red", "green", "blue"]
@@ -161,6 +159,16 @@ def test_a_recipe_trains_on_a_stream(folder, tmp_path, monkeypatch):
     prior = PairwiseLabelPrior([2, 2, 3]).fit(labels["train"].labels[:, [0, 1, 3]])
     order = [trainer.model.label_prior.bias, prior.bias]
     assert torch.allclose(*order, atol=0.05) and prior.bias.abs().max() > 0.5
+
+
+def test_a_stream_of_local_files_is_divided_and_counted_as_the_recipe_says(folder, tmp_path):
+    section = {"name_or_path": str(folder), "cache_dir": str(tmp_path / "cache"), "min_frequency": 0.4}
+    loaded, values = load_splits(section, PROCESSOR)
+    streamed, values_of_stream = load_splits(section | {"streaming": True, "shuffle_buffer": 0}, PROCESSOR)
+    assert isinstance(streamed["train"], AttributeStream) and values_of_stream == values
+    assert streamed["train"].attributes == loaded["train"].attributes == ["Smiling", "color"]
+    for stream, tensors in ((streamed["train"].to_tensors(), loaded["train"]), (streamed["test"], loaded["test"])):
+        assert torch.equal(stream.images, tensors.images) and torch.equal(stream.labels, tensors.labels)
 
 
 def test_training_core_works_where_datasets_is_not_installed():

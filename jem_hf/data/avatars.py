@@ -24,14 +24,11 @@ ATTRIBUTES = (
 ).split()
 
 NOVEL_COMBINATIONS = [
-    {"Hat": True, "Moustache": True},
-    {"Blond_Hair": True, "Sunglasses": True},
-    {"Afro": True, "Wide_Eyes": True},
-    {"Bald": True, "Heart_Eyes": True},
-    {"Red_Hair": True, "Eyes_Closed": True},
-    {"Gray_Hair": True, "Tongue_Out": True},
-    {"Eyeglasses": True, "Beard": True, "Hat": True},
-    {"Black_Hair": True, "Rosy_Cheeks": True, "Red_Clothes": True},
+    dict.fromkeys(names.split(), True)
+    for names in (
+        "Hat Moustache, Blond_Hair Sunglasses, Afro Wide_Eyes, Bald Heart_Eyes, Red_Hair Eyes_Closed, "
+        "Gray_Hair Tongue_Out, Eyeglasses Beard Hat, Black_Hair Rosy_Cheeks Red_Clothes"
+    ).split(", ")
 ]
 
 _REVISION = 1  # part of the cache key: raise it whenever an image or a label of the same index changes
@@ -60,7 +57,7 @@ _TOPS = {
 }
 
 
-def render(index, seed=0, size=64):
+def render(index: int, seed: int = 0, size: int = 64) -> tuple[Image.Image, dict[str, bool]]:
     """Draw face `index` of `seed`: an RGB image of `size` x `size` pixels and its labels, the same at every call."""
     import resvg_py
     from dicebear import Avatar
@@ -74,15 +71,24 @@ def render(index, seed=0, size=64):
 
 
 def load_avatars(
-    num_train=20_000, num_test=2000, num_novel=2000, seed=0, size=64, num_proc=None, cache_dir=None, **kwargs
+    num_train: int = 20_000,
+    num_test: int = 2000,
+    num_novel: int = 2000,
+    seed: int = 0,
+    size: int = 64,
+    num_proc: int | None = None,
+    cache_dir: str | None = None,
+    **kwargs,
 ):
-    """Render the splits train, test and novel; a second call with the same arguments reads them from the cache.
+    """
+    Render the splits train, test and novel; a second call with the same arguments reads them from the cache.
 
     Split novel holds faces that match one of `NOVEL_COMBINATIONS`, the others none; one of 0 faces is left out. The
     faces of a smaller split are the first of a larger one. `num_proc` defaults to the number of cores,
     further keywords go to `Dataset.from_generator`.
 
-    Returns: `DatasetDict` with the column "image" (`size` x `size` pixels) and one bool column an attribute.
+    Returns:
+        `DatasetDict` with the column "image" (`size` x `size` pixels) and one bool column an attribute.
     """
     import datasets
 
@@ -94,13 +100,8 @@ def load_avatars(
         splits[split] = datasets.Dataset.from_generator(
             _generate_examples,
             features=datasets.Features(features),
-            gen_kwargs={
-                "indices": _split_indices(split, num_images, seed),
-                "seed": seed,
-                "size": size,
-                "revision": _REVISION,
-            },
-            num_proc=min(num_proc or os.cpu_count(), num_images),
+            gen_kwargs=dict(indices=_split_indices(split, num_images, seed), seed=seed, size=size, revision=_REVISION),
+            num_proc=min(num_proc or os.cpu_count() or 1, num_images),
             cache_dir=cache_dir,
             split=datasets.NamedSplit(split),
             **kwargs,
@@ -216,12 +217,7 @@ def _style():
 
 
 def _pair_of_discs(y, distance, radius, fill):
-    discs = [
-        {
-            "type": "element",
-            "name": "circle",
-            "attributes": {"cx": str(x), "cy": str(y), "r": str(radius), "fill": fill},
-        }
-        for x in (140 - distance, 140 + distance)
-    ]
+    attributes = {"cy": str(y), "r": str(radius), "fill": fill}
+    circles = [{"cx": str(x), **attributes} for x in (140 - distance, 140 + distance)]
+    discs = [{"type": "element", "name": "circle", "attributes": circle} for circle in circles]
     return {"width": 280, "height": 280, "variants": {"default": {"elements": discs}}}

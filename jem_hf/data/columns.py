@@ -1,171 +1,60 @@
-"""Label columns as attributes: bool for binary ones, `ClassLabel` for those of several values, None for missing."""
+"""Label columns: bool for binary attributes, `ClassLabel` for those of several values, None for missing."""
 
-import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Iterable
 
 import torch
 
 from ..models.configuration_jem import nearest_name
-
-MAX_VALUES = 50
-BINARY_PAIRS = (("false", "true"), ("no", "yes"), ("0", "1"), ("-1", "1"))
+from .attributes import Column, find_columns
 
 
-class Column(NamedTuple):
-    """Where an attribute comes from: a column, the feature that holds it and what turns a cell into a label."""
-
-    source: str
-    feature: Any
-    read: Callable | None = None  # None: cells are labels already
-
-    def label(self, cell):
-        return self.read(cell) if self.read else cell
-
-
-def find_columns(features, cells, names=None, values=None) -> tuple[dict[str, Column], dict[str, str]]:
-    """
-    The attributes among the columns of a dataset.
-
-    Bool and `ClassLabel` columns are attributes as they are; columns of whole numbers and strings are binary where
-    they hold one of `BINARY_PAIRS`, else have their values in order; lists of tags are one binary attribute a tag.
-
-    Args:
-        features: of the dataset, without the image.
-        cells: a function from the name of a column to all its cells; None on a stream, where columns of numbers and
-            strings are attributes only if named, and then binary unless `values` has them.
-        names: attributes that are wanted; default: all that there are.
-        values: the values of some attributes, in the order of their labels, whatever order the dataset has.
-
-    Returns:
-        Columns by name of attribute, in column order, and the reasons why others are none.
-
-    Raises:
-        ValueError: a value that `values` does not list, or a column that mixes True and False with other words.
-    """
-    found, reasons = {}, {}
-    for source, feature in features.items():
-        tags = _tags(source, feature, cells)
-        if tags is not None:
-            columns = {name if name not in features else f"{source}.{name}": column for name, column in tags.items()}
-            found |= {f"{source}.{name}" if name in found else name: column for name, column in columns.items()}
-            continue
-        wanted = source in names if names else cells is not None
-        try:
-            found[source] = _column(source, feature, cells, (values or {}).get(source), wanted)
-        except _NoAttributeError as reason:
-            reasons[source] = str(reason)
-    return found, reasons
-
-
-class _NoAttributeError(Exception):
-    """Why a column is no attribute."""
-
-
-def _column(source, feature, cells, values, wanted):
+def cast_attributes(dataset, image_column: str, names: list[str] | None, values: dict[str, list] | None):
+    """A dataset of its images and attributes alone, as bool and `ClassLabel`, and why other columns are none."""
     import datasets
 
-    is_label = isinstance(feature, datasets.ClassLabel)
-    if values is None and (is_label or feature == datasets.Value("bool")):
-        return Column(source, feature)
-    if values is not None:
-        values = [str(value) for value in values]
-        names = feature.names if is_label else None
-        return Column(source, datasets.ClassLabel(names=values), _reader_of(source, values, names))
-    kind = getattr(feature, "dtype", "")
-    if not re.fullmatch("u?int[0-9]+|float[0-9]+|string|large_string", kind):
-        raise _NoAttributeError(f"it is of type {kind or feature}: cast it to bool or ClassLabel")
-    if cells is None:
-        if not wanted:
-            raise _NoAttributeError("the values of a stream cannot be counted: name it in attributes or values")
-        return Column(source, datasets.Value("bool"), _reader_of_booleans(source))
-    texts = [text for text in map(_text, cells(source)) if text is not None]
-    known = set(texts)
-    words = {text.lower() for text in known}
-    if any(words <= set(pair) for pair in BINARY_PAIRS) and words:
-        return Column(source, datasets.Value("bool"), _reader_of_booleans(source))
-    if words & {"true", "false"} and wanted:
-        other = min(word for word in known if word.lower() not in ("true", "false"))
-        raise ValueError(
-            f"column {source!r} mixes True and False with {other!r}: write one kind of value, nothing where it is "
-            f"missing"
-        )
-    if kind.startswith("float") and not all(re.fullmatch("-?[0-9]+", text) for text in known):
-        raise _NoAttributeError("it holds numbers that are not whole: cast it to bool or ClassLabel")
-    if len(known) < 2:
-        raise _NoAttributeError(f"all its values are {known.pop()!r}" if known else "it has no values")
-    if len(known) > MAX_VALUES or len(known) == len(texts):
-        raise _NoAttributeError(
-            f"it has {len(known)} different values in {len(texts)} rows, more than {MAX_VALUES} or one a row: "
-            f"cast it to ClassLabel"
-        )
-    is_number = all(re.fullmatch("-?[0-9]+", text) for text in known)
-    values = sorted(known, key=int if is_number else None)
-    return Column(source, datasets.ClassLabel(names=values), _reader_of(source, values))
+    features = dict(features_of(next(iter(dataset.values()))))
+    features.pop(image_column)
+    is_stream = isinstance(dataset, datasets.IterableDatasetDict)
+
+    def cells(name):
+        return [cell for rows in dataset.values() for cell in label_table(rows, [name])[name].to_pylist()]
+
+    columns, reasons = find_columns(features, None if is_stream else cells, names, values)
+    sources = list(dict.fromkeys(column.source for column in columns.values()))
+    dataset = dataset.select_columns([image_column, *sources])
+    if any(column.read for column in columns.values()):
+        cast = _cast_stream if is_stream else _cast_rows
+        dataset = type(dataset)({split: cast(rows, image_column, columns) for split, rows in dataset.items()})
+    return dataset, reasons
 
 
-def _tags(source, feature, cells):
-    """A binary attribute a tag of a column of lists, None for any other column."""
+def _labels(row: dict, columns: dict[str, Column]) -> dict:
+    return {name: read(row[source]) if read else row[source] for name, (source, _, read) in columns.items()}
+
+
+def _cast_rows(rows, image_column, columns):
     import datasets
 
-    inner = getattr(feature, "feature", None)
-    if isinstance(feature, list) and len(feature) == 1:
-        inner = feature[0]
-    if isinstance(inner, datasets.ClassLabel):
-        tags = dict(enumerate(inner.names))
-    elif cells is not None and inner in (datasets.Value("string"), datasets.Value("large_string")):
-        tags = {tag: tag for tag in sorted({tag for cell in cells(source) for tag in cell or () if tag})}
-        if len(tags) > MAX_VALUES:
-            return None
-    else:
-        return None
-    return {
-        name: Column(source, datasets.Value("bool"), lambda cell, tag=tag: None if cell is None else tag in cell)
-        for tag, name in tags.items()
-    }
+    sources = list(dict.fromkeys(column.source for column in columns.values()))
+    labels = [_labels(row, columns) for row in label_table(rows, sources).to_pylist()]
+    features = datasets.Features({name: column.feature for name, column in columns.items()})
+    labels = datasets.Dataset.from_list(labels, features=features, split=rows.split)
+    return datasets.concatenate_datasets([rows.select_columns([image_column]), labels], axis=1)
 
 
-def _text(cell):
-    """A cell as text, whole numbers without a point; None where it is missing."""
-    if cell is None or cell != cell:
-        return None
-    if isinstance(cell, float) and cell.is_integer():
-        cell = int(cell)
-    return str(cell).strip() or None
+def _cast_stream(rows, image_column, columns):
+    import datasets
+
+    def cast(row):
+        return {image_column: row[image_column], **_labels(row, columns)}
+
+    rows = rows.cast_column(image_column, datasets.Image(decode=False))  # not to decode only to encode again
+    features = {image_column: datasets.Image(decode=False)} | {name: each.feature for name, each in columns.items()}
+    rows = rows.map(cast, remove_columns=list(features_of(rows)), features=datasets.Features(features))
+    return rows.cast_column(image_column, datasets.Image())
 
 
-def _reader_of(source, values, names=None):
-    """Cells to indices of `values`; `names` are what the cells of a `ClassLabel` stand for."""
-    index = {value: i for i, value in enumerate(values)}
-
-    def read(cell):
-        if names is not None and cell is not None:
-            cell = names[cell] if cell >= 0 else None
-        text = _text(cell)
-        if text is not None and text not in index:
-            raise ValueError(f"attribute {source!r} has no value {text!r}{nearest_name(text, values)}")
-        return None if text is None else index[text]
-
-    return read
-
-
-def _reader_of_booleans(source):
-    false, true = (set(words) for words in zip(*BINARY_PAIRS))
-
-    def read(cell):
-        text = _text(cell)
-        if text is None:
-            return None
-        if text.lower() not in false | true:
-            raise ValueError(
-                f"column {source!r} is not binary, for it has {text!r}: give its values, values={{{source!r}: [...]}}"
-            )
-        return text.lower() in true
-
-    return read
-
-
-def attribute_values(features):
+def attribute_values(features) -> tuple[list[str], dict[str, list[str]]]:
     """Names of the attributes among dataset features, in order, and the values of each that is a `ClassLabel`."""
     import datasets
 
@@ -178,7 +67,8 @@ def features_of(rows):
     return rows.features or rows._resolve_features().features
 
 
-def find_image_column(features, image_column=None):
+def find_image_column(features, image_column: str | None = None) -> str:
+    """The one column of images, or the one of that name."""
     import datasets
 
     columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
@@ -191,20 +81,21 @@ def find_image_column(features, image_column=None):
     return columns[0]
 
 
-def check_names(names, known, reasons=None):
+def check_names(names: Iterable[str], known: list[str], reasons: dict[str, str] | None = None) -> None:
+    """Raise `ValueError` for a name that is no attribute, with the reason if there is such a column."""
     for name in names:
-        if reasons and name in reasons:
-            raise ValueError(f"column {name!r} is no attribute: {reasons[name]}")
         if name not in known:
-            raise ValueError(f"unknown attribute {name!r}{nearest_name(name, known)}")
+            reason = (reasons or {}).get(name)
+            mistake = f"column {name!r} is no attribute: {reason}" if reason else f"unknown attribute {name!r}"
+            raise ValueError(mistake + ("" if reason else nearest_name(name, known)))
 
 
-def label_table(dataset, names):
+def label_table(dataset, names: Iterable[str]):
     """The label columns as an arrow table."""
     return dataset.select_columns(list(names)).with_format("arrow")[:]
 
 
-def label_tensor(dataset, names):
+def label_tensor(dataset, names: Iterable[str]) -> torch.Tensor:
     """Labels (N, K), -1 where missing."""
     columns = label_table(dataset, names)
     labels = [[-1 if y is None else int(y) for y in columns[name].to_pylist()] for name in names]

@@ -6,194 +6,138 @@
 import os
 
 import torch
+from transformers.utils import logging
 
 from ..models.configuration_jem import nearest_name
+from .attributes import reader
 from .columns import (
     attribute_values,
+    cast_attributes,
     check_names,
     features_of,
-    find_columns,
     find_image_column,
     label_table,
     label_tensor,
 )
-from .layouts import load_layout
+from .sources import load_source
 from .splits import ZERO_SHOT_CANDIDATES, make_split, read_splits, write_splits, zero_shot_combinations
+
+logger = logging.get_logger(__name__)
+
+NUM_SHARDS = 64  # of a stream of files: their order is shuffled beside the rows within the buffer
 
 
 def load_attribute_dataset(
-    name_or_path,
+    name_or_path: str | os.PathLike,
     *,
-    attributes=None,
-    values=None,
-    min_frequency=0.0,
-    max_frequency=1.0,
-    novel=None,
-    split=None,
-    split_file=None,
-    image_column=None,
-    streaming=False,
-    cache_dir=None,
+    attributes: list[str] | None = None,
+    values: dict[str, list] | None = None,
+    min_frequency: float = 0.0,
+    max_frequency: float = 1.0,
+    novel: list[dict] | str | None = None,
+    split: dict | None = None,
+    split_file: str | os.PathLike | None = None,
+    image_column: str | None = None,
+    streaming: bool = False,
+    cache_dir: str | os.PathLike | None = None,
     **kwargs,
 ):
-    """Load images and attributes as a `DatasetDict` with the column "image" and one column an attribute.
+    """
+    Load images and attributes as a `DatasetDict` with the column "image" and one column an attribute.
 
     Attributes are the columns of type bool (binary) and `ClassLabel` (its names are the values); None marks a label
-    that is missing. Columns of whole numbers, strings and lists of tags become such, see `columns.find_columns`.
+    that is missing. Columns of whole numbers, strings and tags become such, see `attributes.find_columns`. What is
+    left out is said in one warning, with the reason.
 
     Args:
-        name_or_path: "avatars", a dataset id on the Hub, a parquet file, or a folder: of parquet files, of images with
-            `metadata.csv` or `metadata.jsonl`, or as its authors ship CelebA and UT-Zap50K (see `layouts`).
-        attributes: names to keep, in this order; default: all, in column order.
-        values: the values of attributes that are not binary, by name, in the order of their labels.
-        min_frequency, max_frequency: binary attributes whose share of positives among the labels present in the train
-            split (in the first split where none is called train) is below or above are dropped; counted before rows
-            move to "novel".
-        novel: combinations such as `{"Eyeglasses": True, "Beard": False}`, or the name of a preset in
+        name_or_path (`str` or `os.PathLike`):
+            "avatars", a dataset id on the Hub, a parquet file, or a folder, see `sources.load_source`.
+        attributes (`list[str]`, *optional*): Names to keep, in this order; default: all, in column order.
+        values (`dict[str, list]`, *optional*):
+            The values of attributes that are not binary, by name, in the order of their labels.
+        min_frequency, max_frequency (`float`, defaults to 0 and 1):
+            Binary attributes that `attributes` does not name are left out if their share of positives among the
+            labels present in the train split (the first where none is called train) is below or above; counted before
+            rows move to "novel".
+        novel (`list[dict]` or `str`, *optional*):
+            Combinations such as `{"Eyeglasses": True, "Beard": False}`, or the name of a preset in
             `splits.ZERO_SHOT_CANDIDATES`; rows that match one move to split "novel".
-        split: how to divide a dataset that has one split, which is not "test": `{"kind": "random" or "balanced",
+        split (`dict`, *optional*):
+            How to divide a dataset that has one split, which is not "test": `{"kind": "random" or "balanced",
             "seed": 0, "test": 0.1, ...}`. Other datasets keep their splits.
-        split_file: JSON file of row indices, which is read if it is there and else written from `split`.
-        image_column: name of the column of images, where there are several.
-        streaming: give an `IterableDatasetDict`, which nothing is counted on; see `AttributeStream`.
-        kwargs: passed to `load_avatars`, to `datasets.load_dataset`, or to the layout (`binarised` of UT-Zap50K).
+        split_file (`str`, *optional*):
+            JSON file of row indices, which is read if it is there and else written from `split`.
+        image_column (`str`, *optional*): Name of the column of images, where there are several.
+        streaming (`bool`, defaults to `False`):
+            Give an `IterableDatasetDict`, see `AttributeStream`. On one from the Hub nothing can be counted.
+        cache_dir (`str`, *optional*): Where `datasets` keeps what it converts, see `sources.cache_folder`.
+        kwargs: Of `load_avatars`, of `datasets.load_dataset`, or of the layout (`binarised` of UT-Zap50K).
 
-    Raises ValueError for a dataset that is not there or malformed, unknown names and values, empty splits, where no
-    attribute is left, and for requests that a stream cannot meet.
+    Raises:
+        ValueError: a dataset that is not there or malformed, unknown names and values, empty splits, no attribute
+            that is left, and requests that a stream from the Hub cannot meet.
     """
-    if streaming:
-        _check_streamable(min_frequency, max_frequency, novel, split, split_file)
-    dataset = _load(name_or_path, cache_dir, streaming, kwargs)
+    import datasets
+
+    dataset = load_source(name_or_path, streaming, cache_dir, **kwargs)
+    is_stream = isinstance(dataset, datasets.IterableDatasetDict)
+    if is_stream:
+        _check_streamable(dataset, attributes, min_frequency, max_frequency, novel, split, split_file)
     image_column = find_image_column(features_of(next(iter(dataset.values()))), image_column)
     combinations = novel if isinstance(novel, list | tuple) else []
     wanted = [*(attributes or []), *(name for combination in combinations for name in combination)]
-    dataset, reasons = _cast_attributes(dataset, image_column, attributes and wanted, values, streaming)
+    dataset, left_out = cast_attributes(dataset, image_column, attributes and wanted, values)
     names, known_values = attribute_values(features_of(next(iter(dataset.values()))))
-    check_names([*wanted, *(values or {})], names, reasons)
+    check_names([*wanted, *(values or {})], names, left_out)
     if not names:
         raise ValueError(
-            f"{name_or_path!r} has no attributes: cast the label columns to bool or ClassLabel; labels of a folder of "
-            f"images belong in its metadata.csv"
+            f"{str(name_or_path)!r} has no attributes ({_reasons(left_out) or 'no column of labels'}): labels of a "
+            f"folder of images belong in its metadata.csv; other columns are to be cast to bool or ClassLabel"
         )
-    if split or split_file:
+    if (split or split_file) and not is_stream:
         dataset = _split(dataset, split, split_file, attributes or names)
     if isinstance(novel, str):
         combinations = _preset(dataset, novel, names)
-    kept = list(attributes or names)
-    if not streaming:
-        _check_not_empty(dataset, name_or_path)
-        kept = _frequent(dataset, kept, known_values, min_frequency, max_frequency)
+    _check_not_empty(dataset, name_or_path)
+    kept = attributes or _frequent(dataset, names, known_values, min_frequency, max_frequency, left_out)
+    if left_out and not attributes:
+        logger.warning(f"columns left out of {str(name_or_path)!r}: {_reasons(left_out)}")
     if combinations:
-        encoded = [_encode_combination(combination, names, known_values) for combination in combinations]
-        dataset = _move_novel(dataset, encoded)
-        if not streaming:
-            _check_not_empty(dataset, name_or_path)
+        readers = {name: reader(name, known_values.get(name)) for name in names}
+        labels = [{name: readers[name](str(word)) for name, word in each.items()} for each in combinations]
+        dataset = _move_novel(dataset, labels)
+        _check_not_empty(dataset, name_or_path)
     dataset = dataset.select_columns([image_column, *kept])
-    return dataset if image_column == "image" else dataset.rename_column(image_column, "image")
-
-
-def _load(name_or_path, cache_dir, streaming, kwargs):
-    import datasets
-    import pyarrow
-
-    from .avatars import load_avatars
-
-    name_or_path = os.path.expanduser(name_or_path)
-    is_folder, is_file = os.path.isdir(name_or_path), os.path.isfile(name_or_path)
-    if name_or_path == "avatars":
-        return _streamed(load_avatars(cache_dir=cache_dir, **kwargs), streaming)
-    if not (is_folder or is_file) and (name_or_path.startswith((".", "/")) or name_or_path.count("/") > 1):
-        raise ValueError(
-            f"no folder {name_or_path!r}: give 'avatars', a dataset id on the Hub, or a folder that exists"
-        )
-    dataset = load_layout(name_or_path, **kwargs) if is_folder else None
-    if dataset is not None:
-        return _streamed(dataset, streaming)
-    if is_file:
-        if not name_or_path.endswith(".parquet"):
-            raise ValueError(f"{name_or_path!r} is no parquet file: give one, or a folder of data")
-        name_or_path, kwargs = "parquet", {"data_files": name_or_path, **kwargs}
-    try:
-        dataset = datasets.load_dataset(name_or_path, cache_dir=cache_dir, streaming=streaming, **kwargs)
-    except (
-        FileNotFoundError,
-        ConnectionError,
-        datasets.exceptions.DatasetGenerationError,
-        pyarrow.ArrowException,
-    ) as error:
-        raise ValueError(
-            f"cannot load the dataset {name_or_path!r} ({error.__cause__ or error}): give 'avatars', a dataset id on "
-            f"the Hub, or a folder of data"
-        ) from error
-    if isinstance(dataset, datasets.Dataset):
-        return datasets.DatasetDict({str(dataset.split): dataset})
-    if isinstance(dataset, datasets.IterableDataset):
-        return datasets.IterableDatasetDict({str(dataset.split): dataset})
-    return dataset
-
-
-def _streamed(dataset, streaming):
-    import datasets
-
-    if not streaming:
+    if image_column != "image":
+        dataset = dataset.rename_column(image_column, "image")
+    if is_stream or not streaming:
         return dataset
-    return datasets.IterableDatasetDict({name: rows.to_iterable_dataset() for name, rows in dataset.items()})
+    streams = {split: rows.to_iterable_dataset(min(NUM_SHARDS, len(rows))) for split, rows in dataset.items()}
+    return datasets.IterableDatasetDict(streams)
 
 
-def _check_streamable(min_frequency, max_frequency, novel, split, split_file):
-    if min_frequency > 0 or max_frequency < 1:
-        raise ValueError(
-            "frequencies cannot be counted on a stream: name the attributes instead of min_frequency and max_frequency"
-        )
+def _reasons(left_out: dict[str, str]) -> str:
+    return "; ".join(f"{name!r}, for {reason}" for name, reason in left_out.items())
+
+
+def _check_streamable(dataset, attributes, min_frequency, max_frequency, novel, split, split_file):
+    remedies = []
+    if not attributes and (min_frequency > 0 or max_frequency < 1):
+        remedies.append("name the attributes instead of min_frequency and max_frequency")
     if isinstance(novel, str):
-        raise ValueError(
-            f"frequencies cannot be counted on a stream: list the combinations instead of novel={novel!r}"
-        )
-    if split or split_file:
-        raise ValueError("a stream cannot be divided by row: take a dataset with splits, or no stream")
+        remedies.append(f"list the combinations instead of novel={novel!r}")
+    if split_file or (split and len(dataset) == 1):
+        remedies.append("leave split and split_file out")
+    if remedies:
+        raise ValueError(f"no stream from the Hub can be counted or divided: {', '.join(remedies)}; or take no stream")
 
 
-def _cast_attributes(dataset, image_column, names, values, streaming):
-    """Only the images and the attributes, as bool and `ClassLabel`, and the reasons why other columns are none."""
-    features = dict(features_of(next(iter(dataset.values()))))
-    features.pop(image_column)
-
-    def cells(name):
-        return [cell for rows in dataset.values() for cell in label_table(rows, [name])[name].to_pylist()]
-
-    columns, reasons = find_columns(features, None if streaming else cells, names, values)
-    dataset = dataset.select_columns([image_column, *dict.fromkeys(column.source for column in columns.values())])
-    if all(column.read is None for column in columns.values()):
-        return dataset, reasons
-    cast = _cast_stream if streaming else _cast_rows
-    return type(dataset)({split: cast(rows, image_column, columns) for split, rows in dataset.items()}), reasons
-
-
-def _cast_rows(rows, image_column, columns):
-    import datasets
-
-    table = label_table(rows, list(dict.fromkeys(column.source for column in columns.values())))
-    labels = {
-        name: [column.label(cell) for cell in table[column.source].to_pylist()] for name, column in columns.items()
-    }
-    features = datasets.Features({name: column.feature for name, column in columns.items()})
-    labels = datasets.Dataset.from_dict(labels, features=features, split=rows.split)
-    return datasets.concatenate_datasets([rows.select_columns([image_column]), labels], axis=1)
-
-
-def _cast_stream(rows, image_column, columns):
-    import datasets
-
-    def cast(row):
-        labels = {name: column.label(row[column.source]) for name, column in columns.items()}
-        return {image_column: row[image_column], **labels}
-
-    features = {image_column: datasets.Image(decode=False)}
-    features |= {name: column.feature for name, column in columns.items()}
-    rows = rows.cast_column(image_column, datasets.Image(decode=False))
-    sources = [image_column, *dict.fromkeys(column.source for column in columns.values())]
-    rows = rows.map(cast, remove_columns=sources, features=datasets.Features(features))
-    return rows.cast_column(image_column, datasets.Image())
+def _check_not_empty(dataset, name_or_path):
+    for split, rows in dataset.items():
+        if hasattr(rows, "__len__") and len(rows) == 0:  # streams have no length
+            raise ValueError(
+                f"split {split!r} of {str(name_or_path)!r} is empty: load other splits, or ask for less in novel"
+            )
 
 
 def _split(dataset, split, split_file, names):
@@ -206,6 +150,7 @@ def _split(dataset, split, split_file, names):
             raise ValueError(f"the dataset is divided into {', '.join(parts)} already: leave split_file out")
         return dataset
     rows = dataset[parts[0]]
+    split_file = split_file and os.path.expanduser(split_file)
     if split_file and os.path.exists(split_file):
         indices = read_splits(split_file, len(rows))
     elif split:
@@ -215,9 +160,7 @@ def _split(dataset, split, split_file, names):
     else:
         raise ValueError(f"no file {split_file!r} of splits: give split as well, to write it")
     divided = {name: rows.select(chosen) for name, chosen in indices.items()}
-    if "novel" in dataset:
-        divided["novel"] = dataset["novel"]
-    return datasets.DatasetDict(divided)
+    return datasets.DatasetDict(divided | {name: dataset[name] for name in dataset if name not in parts})
 
 
 def _preset(dataset, name, names):
@@ -234,45 +177,26 @@ def _preset(dataset, name, names):
     return combinations
 
 
-def _check_not_empty(dataset, name_or_path):
-    for split, rows in dataset.items():
-        if len(rows) == 0:
-            raise ValueError(
-                f"split {split!r} of {name_or_path!r} is empty: load other splits, or ask for less in novel"
-            )
+def _frequent(dataset, names, values, min_frequency, max_frequency, left_out):
+    """The names without the binary attributes whose frequency is out of range, which are noted in `left_out`."""
+    import pyarrow.compute
 
-
-def _frequent(dataset, names, values, min_frequency, max_frequency):
-    """The names without the binary attributes whose frequency is out of range."""
-    train = label_table(dataset["train"] if "train" in dataset else next(iter(dataset.values())), names)
-    kept = [name for name in names if name in values or min_frequency <= _frequency(train[name]) <= max_frequency]
+    if min_frequency <= 0 and max_frequency >= 1:
+        return names
+    train = label_table(dataset.get("train", next(iter(dataset.values()))), names)
+    kept = []
+    for name in names:
+        frequency = 0.0 if name in values else pyarrow.compute.mean(train[name]).as_py() or 0.0
+        if name in values or min_frequency <= frequency <= max_frequency:
+            kept.append(name)
+        else:
+            left_out[name] = f"{frequency:.1%} are positive, not {min_frequency} to {max_frequency}"
     if not kept:
         raise ValueError(
             f"no attribute is positive in {min_frequency} to {max_frequency} of the train split: "
             f"widen min_frequency and max_frequency"
         )
     return kept
-
-
-def _frequency(column):
-    """The share of True among the labels present, 0 if there is none."""
-    import pyarrow.compute
-
-    return pyarrow.compute.mean(column).as_py() or 0.0
-
-
-def _encode_combination(combination, names, values):
-    """The combination with the values of `ClassLabel` attributes as indices."""
-    check_names(combination, names)
-    encoded = {}
-    for name, value in combination.items():
-        known = values.get(name, [False, True])
-        if name in values and not isinstance(value, bool):
-            value = str(value)
-        if value not in known:
-            raise ValueError(f"attribute {name!r} has the values {known}, not {value!r}")
-        encoded[name] = known.index(value)
-    return encoded
 
 
 def _move_novel(dataset, combinations):
@@ -285,15 +209,14 @@ def _move_novel(dataset, combinations):
         row = dict(zip(names, labels))
         return any(all(row[name] == value for name, value in each.items()) for each in combinations)
 
-    moved = [dataset["novel"]] if "novel" in dataset else []
-    kept = {}
+    kept, moved = {}, [dataset["novel"]] if "novel" in dataset else []
     for split in (split for split in dataset if split != "novel"):
         rows = dataset[split]
         if isinstance(rows, datasets.IterableDataset):
             kept[split] = rows.filter(lambda *labels: not matches(*labels), input_columns=names)
             moved.append(rows.filter(matches, input_columns=names))
         else:
-            match = [matches(*labels) for labels in zip(*label_table(rows, names).to_pydict().values())]
-            kept[split] = rows.select([row for row, is_novel in enumerate(match) if not is_novel])
-            moved.append(rows.select([row for row, is_novel in enumerate(match) if is_novel]))
+            match = torch.tensor([matches(*row.values()) for row in label_table(rows, names).to_pylist()])
+            kept[split], novel = (rows.select(part.nonzero()[:, 0].tolist()) for part in (~match, match))
+            moved.append(novel)
     return type(dataset)(kept | {"novel": datasets.concatenate_datasets(moved)})

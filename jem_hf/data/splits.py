@@ -1,28 +1,46 @@
 """Which rows are trained on, tested on and held out: seeded splits as lists of indices, kept in JSON files."""
 
 import json
+from collections.abc import Callable, Iterable
 from itertools import combinations, product
 from pathlib import Path
 
 import torch
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+SPLIT_NAMES = {"train": "train", "training": "train"}
+SPLIT_NAMES |= {word: "validation" for word in ("validation", "valid", "val", "dev", "eval", "evaluation")}
+SPLIT_NAMES |= {"test": "test", "testing": "test", "novel": "novel"}
 
 _BOTH = "Male No_Beard Bangs Young Smiling Mouth_Slightly_Open".split()
 _HAIR = "Black_Hair Brown_Hair Blond_Hair".split()
 
 
+def split_name(word: str) -> str | None:
+    """What a split is called here, "validation" for "dev" for example; None for a word that names no split."""
+    return SPLIT_NAMES.get(word.strip().lower())
+
+
+def log_names(words: Iterable[str]) -> None:
+    """Say which splits are called otherwise here."""
+    names = {word: split_name(word) or word for word in sorted(words)}
+    renamed = ", ".join(f"{word!r} is {name!r}" for word, name in names.items() if name != word)
+    if renamed:
+        logger.warning(f"splits: {renamed}")
+
+
+def by_split(rows: Iterable, split_of: Callable) -> dict[str, list]:
+    """Rows by their splits: train, validation, test, novel and others, of those that there are."""
+    splits: dict[str, list] = {split: [] for split in SPLIT_NAMES.values()}
+    for row in rows:
+        splits.setdefault(split_of(row), []).append(row)
+    return {split: part for split, part in splits.items() if part}
+
+
 def random_split(num_rows: int, fractions: dict[str, float], seed: int = 0) -> dict[str, list[int]]:
-    """
-    Divide rows at random: each named split gets its share, "train" the rest.
-
-    Args:
-        fractions: shares by name of split, such as `{"validation": 0.1, "test": 0.1}`.
-
-    Returns:
-        Ascending indices of rows by name of split, "train" first; the same for the same seed.
-
-    Raises:
-        ValueError: shares that are not between 0 and 1, that leave "train" nothing, or a split without a row.
-    """
+    """As [`balanced_split`], without regard to labels."""
     return balanced_split(torch.empty(num_rows, 0, dtype=torch.int64), fractions, seed)
 
 
@@ -30,11 +48,20 @@ def balanced_split(
     labels: torch.Tensor, fractions: dict[str, float], seed: int = 0, max_frequency: float = 0.02
 ) -> dict[str, list[int]]:
     """
-    As [`random_split`], but rare values are divided first, rarest before all, so that every split gets its share.
+    Divide rows at random: each named split gets its share, of rare values too, and "train" the rest.
 
     Args:
-        labels: (N, K), -1 where missing.
-        max_frequency: a value of an attribute is rare if fewer than this share of the rows have it.
+        labels (`torch.Tensor`): (N, K), -1 where missing.
+        fractions (`dict[str, float]`): Shares by name of split, such as `{"validation": 0.1, "test": 0.1}`.
+        max_frequency (`float`, defaults to 0.02):
+            A value of an attribute is rare if fewer than this share of the rows have it. Its rows are divided first,
+            rarest before all.
+
+    Returns:
+        Ascending indices of rows by name of split, "train" first; the same for the same seed.
+
+    Raises:
+        ValueError: shares that are not between 0 and 1, that leave "train" nothing, or a split without a row.
 
     Source: Kelly, Zemel and Grathwohl 2021 divide the positives of attributes below 2% in proportion.
     """
@@ -44,14 +71,20 @@ def balanced_split(
     rare = [labels[:, k] == v for k in range(labels.shape[1]) for v in labels[:, k].unique().tolist() if v >= 0]
     rare = sorted((rows for rows in rare if rows.sum() < max_frequency * num_rows), key=lambda rows: int(rows.sum()))
     free = torch.ones(num_rows, dtype=torch.bool)
-    splits = {name: [] for name in sizes}
+    splits: dict[str, list[int]] = {name: [] for name in sizes}
+
+    def deal(rows, shares):
+        shuffled = rows[torch.randperm(len(rows), generator=generator)].tolist()
+        for name, share in shares.items():
+            splits[name] += shuffled[:share]
+            shuffled = shuffled[share:]
+        splits["train"] += shuffled
+
     for rows in rare:
         group = (rows & free).nonzero()[:, 0]
-        shares = {name: round(fraction * len(group)) for name, fraction in fractions.items()}
-        _deal(splits, group, shares, generator)
+        deal(group, {name: round(fraction * len(group)) for name, fraction in fractions.items()})
         free &= ~rows
-    shares = {name: max(0, size - len(splits[name])) for name, size in sizes.items() if name != "train"}
-    _deal(splits, free.nonzero()[:, 0], shares, generator)
+    deal(free.nonzero()[:, 0], {name: max(0, sizes[name] - len(splits[name])) for name in fractions})
     return {name: sorted(indices) for name, indices in splits.items()}
 
 
@@ -69,32 +102,23 @@ def _sizes(num_rows, fractions):
     return sizes
 
 
-def _deal(splits, rows, shares, generator):
-    """Rows in random order: so many to each split, and the rest to "train"."""
-    rows = rows[torch.randperm(len(rows), generator=generator)].tolist()
-    for name, share in shares.items():
-        splits[name] += rows[:share]
-        rows = rows[share:]
-    splits["train"] += rows
-
-
 def make_split(settings: dict, labels: torch.Tensor) -> dict[str, list[int]]:
     """
     The split that settings describe: `{"kind": "random" or "balanced", "seed": 0, "test": 0.1, ...}`.
 
     Args:
-        settings: kind (random), seed (0), and the share of each split but "train", by name.
-        labels: (N, K), -1 where missing.
+        settings (`dict`): Kind (random), seed (0), and the share of each split but "train", by name.
+        labels (`torch.Tensor`): (N, K), -1 where missing.
     """
     if not isinstance(settings, dict):
         raise ValueError(f"a split is a dict such as {{'kind': 'random', 'test': 0.1}}, not {settings!r}")
-    settings = dict(settings)
-    kind, seed = settings.pop("kind", "random"), settings.pop("seed", 0)
+    fractions = {split_name(name) or name: value for name, value in settings.items()}
+    kind, seed = fractions.pop("kind", "random"), fractions.pop("seed", 0)
     if kind not in ("random", "balanced"):
         raise ValueError(f"unknown kind of split {kind!r}; choose from random, balanced")
-    if not settings:
+    if not fractions:
         raise ValueError("the split names no share: give one for each split but train, such as {'test': 0.1}")
-    return balanced_split(labels, settings, seed) if kind == "balanced" else random_split(len(labels), settings, seed)
+    return balanced_split(labels if kind == "balanced" else labels[:, :0], fractions, seed)
 
 
 def write_splits(path: str | Path, splits: dict[str, list[int]], num_rows: int, seed: int | None = None) -> None:
@@ -103,12 +127,7 @@ def write_splits(path: str | Path, splits: dict[str, list[int]], num_rows: int, 
 
 
 def read_splits(path: str | Path, num_rows: int) -> dict[str, list[int]]:
-    """
-    Read a split of `num_rows` rows that [`write_splits`] kept.
-
-    Raises:
-        ValueError: not such a file, one made for another number of rows, an index out of range or used twice.
-    """
+    """Read what [`write_splits`] kept. Raises `ValueError` for a file that does not divide so many rows."""
     try:
         content = json.loads(Path(path).read_text())
         splits = {name: [int(index) for index in indices] for name, indices in content["splits"].items()}
@@ -152,10 +171,10 @@ def zero_shot_combinations(
     The combinations to hold out: those candidates that are neither too rare to test on nor common.
 
     Args:
-        labels: (N, K), -1 where missing, of all the data.
-        attributes: names of the K columns.
-        candidates: combinations of attributes and labels; default: all pairs of attributes, both values each.
-        min_frequency, max_frequency: the share of rows that match is at least the one and below the other.
+        labels (`torch.Tensor`): (N, K), -1 where missing, of all the data.
+        attributes (`list[str]`): Names of the K columns.
+        candidates (`list[dict]`, *optional*): Combinations; default: all pairs of attributes, both values each.
+        min_frequency, max_frequency (`float`): The share of rows that match is at least the one and below the other.
 
     Source: Kelly, Zemel and Grathwohl 2021; their candidates for CelebA are "celeba-zero-shot" of
     `ZERO_SHOT_CANDIDATES`.

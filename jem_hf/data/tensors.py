@@ -2,21 +2,30 @@
 
 import json
 from itertools import islice
+from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers.utils import logging
 
+from ..models.image_processing_jem import JemImageProcessor, to_rgb
 from .columns import attribute_values, check_names, features_of, find_image_column, label_tensor
 
 logger = logging.get_logger(__name__)
 
 
 class AttributeTensors(torch.utils.data.Dataset):
-    """Images uint8 (N, C, H, W) and labels int64 (N, K), -1 where missing, in memory; `attributes` are the K names."""
+    """
+    Images and labels in memory.
 
-    def __init__(self, images, labels, attributes):
+    Args:
+        images (`torch.Tensor`): (N, C, H, W), uint8.
+        labels (`torch.Tensor`): (N, K), int64, -1 where missing.
+        attributes (`list[str]`): The K names.
+    """
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, attributes: list[str]):
         if not (
             isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor) and isinstance(attributes, list)
         ):
@@ -39,33 +48,43 @@ class AttributeTensors(torch.utils.data.Dataset):
         pixel_values, labels = self.images[indices], self.labels[indices]
         return [{"pixel_values": x, "labels": y} for x, y in zip(pixel_values, labels)]
 
-    def subset(self, indices):
+    def subset(self, indices) -> "AttributeTensors":
         """The rows of a list, slice, index tensor or boolean mask."""
         return AttributeTensors(self.images[indices], self.labels[indices], self.attributes)
 
-    def save(self, path):
+    def save(self, path: str | Path) -> None:
         """Write one safetensors file, the attributes in its metadata."""
         tensors = {"images": self.images.contiguous(), "labels": self.labels.contiguous()}
         save_file(tensors, path, metadata={"attributes": json.dumps(self.attributes)})
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | Path) -> "AttributeTensors":
+        """Read what `save` wrote."""
         with safe_open(path, framework="pt") as file:
             return cls(file.get_tensor("images"), file.get_tensor("labels"), json.loads(file.metadata()["attributes"]))
 
 
 class AttributeStream(torch.utils.data.IterableDataset):
-    """A stream as rows for training: `pixel_values` uint8 (C, H, W) and `labels` int64 (K,), -1 where missing.
+    """
+    A stream as rows for training: `pixel_values` uint8 (C, H, W) and `labels` int64 (K,), -1 where missing.
 
     Every pass over it is shuffled anew, by a seed of its own; `set_epoch` is called by the trainer.
 
     Args:
-        dataset: `datasets.IterableDataset`, a split of `load_attribute_dataset(..., streaming=True)`.
-        image_processor, attributes, on_error: as for `encode_dataset`.
-        shuffle_buffer: rows from which the next is drawn; 0: in order.
+        dataset (`datasets.IterableDataset`): A split of `load_attribute_dataset(..., streaming=True)`.
+        image_processor, attributes, on_error: As for [`encode_dataset`].
+        shuffle_buffer (`int`, defaults to 1000): Rows from which the next is drawn; 0: in order.
     """
 
-    def __init__(self, dataset, image_processor, attributes, shuffle_buffer=1000, seed=0, on_error="raise"):
+    def __init__(
+        self,
+        dataset,
+        image_processor: JemImageProcessor,
+        attributes: list[str],
+        shuffle_buffer: int = 1000,
+        seed: int = 0,
+        on_error: str = "raise",
+    ):
         import datasets
 
         _check_on_error(on_error)
@@ -78,10 +97,10 @@ class AttributeStream(torch.utils.data.IterableDataset):
         self.image_processor, self.attributes, self.on_error = image_processor, list(attributes), on_error
         self._first = 0
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         self.dataset.set_epoch(epoch)
 
-    def start_at(self, number: int):
+    def start_at(self, number: int) -> None:
         """The next pass begins with so many rows left out; none of them is decoded unless some may be broken."""
         self._first = number
 
@@ -101,7 +120,7 @@ class AttributeStream(torch.utils.data.IterableDataset):
                 yield {"pixel_values": _pixel_values([image], self.image_processor)[0], "labels": labels}
         _warn(broken, number + 1 if broken else 0)
 
-    def to_tensors(self):
+    def to_tensors(self) -> AttributeTensors:
         """All rows in memory, as `AttributeTensors`. Raises ValueError for an empty stream."""
         rows = list(self)
         if not rows:
@@ -110,13 +129,16 @@ class AttributeStream(torch.utils.data.IterableDataset):
         return AttributeTensors(columns["pixel_values"], columns["labels"], self.attributes)
 
 
-def encode_dataset(dataset, image_processor, attributes, batch_size=256, on_error="raise"):
-    """Decode, resize and crop the images of one split to uint8 RGB and its labels to integers: `AttributeTensors`.
-
-    False and True become 0 and 1, `ClassLabel` its index, None -1.
+def encode_dataset(
+    dataset, image_processor: JemImageProcessor, attributes: list[str], batch_size: int = 256, on_error: str = "raise"
+) -> AttributeTensors:
+    """
+    Decode, resize and crop the images of one split to uint8 RGB; False and True become 0 and 1, None -1.
 
     Args:
-        on_error: "raise" a ValueError that names row and file of an image that cannot be read, or "skip": leave such
+        dataset (`datasets.Dataset`): A split of `load_attribute_dataset`.
+        on_error (`str`, defaults to `"raise"`):
+            `"raise"` a `ValueError` that names row and file of an image that cannot be read, or `"skip"`: leave such
             rows out and warn once, with their number.
     """
     import datasets
@@ -126,7 +148,8 @@ def encode_dataset(dataset, image_processor, attributes, batch_size=256, on_erro
     check_names(attributes, attribute_values(dataset.features)[0])
     labels = label_tensor(dataset, attributes)
     encoded_images = dataset.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
-    pixel_values, broken = [], []
+    broken: list[tuple[int, str]] = []
+    pixel_values = []
     for start in range(0, len(dataset), batch_size):
         rows = enumerate(encoded_images[start : start + batch_size][image_column], start)
         images = [_decode(image, row, on_error, broken) for row, image in rows]
@@ -149,8 +172,6 @@ def _check_on_error(on_error):
 def _decode(image, row, on_error, broken):
     """The image in RGB. One that cannot be read raises, or is noted in `broken` and None."""
     import datasets
-
-    from ..models.image_processing_jem import to_rgb  # heavy
 
     try:
         return to_rgb(datasets.Image().decode_example(image))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from ..data.attributes import reader
 from ..data.splits import ZERO_SHOT_CANDIDATES, zero_shot_combinations
 from ..data.tensors import AttributeTensors
 from ..models.configuration_jem import JemConfig, nearest_name
@@ -193,12 +194,13 @@ def _novel_combinations(novel, splits, attributes, values) -> list[dict]:
         candidates = [c for c in ZERO_SHOT_CANDIDATES[novel] if set(c) <= set(attributes)]
         novel = zero_shot_combinations(labels, attributes, candidates)
     return [
-        {name: value if name in values else _is_positive(value) for name, value in combination.items()}
+        {name: _value(name, word, values.get(name)) for name, word in combination.items()}
         for combination in novel or []
         if set(combination) <= set(attributes)
     ]
 
 
-def _is_positive(value) -> bool:
-    """The value of a binary attribute, which the data may write in words."""
-    return str(value).lower() in ("true", "yes", "y", "t", "1")
+def _value(name: str, word, values: list[str] | None) -> bool | str:
+    """The value of an attribute that a word of the data stands for."""
+    label = reader(name, values)(str(word))
+    return label if values is None else values[label]

@@ -2,6 +2,7 @@
 
 from ..data.columns import attribute_values, features_of
 from ..data.loading import load_attribute_dataset
+from ..data.sources import is_local
 from ..data.tensors import AttributeStream, encode_dataset
 from ..models.configuration_jem import BINARY, JemConfig, nearest_name
 from ..models.image_processing_jem import JemImageProcessor
@@ -35,7 +36,7 @@ def load_splits(
     name_or_path = dataset.pop("name_or_path", "avatars")
     on_error, shuffle_buffer = dataset.pop("on_error", "raise"), dataset.pop("shuffle_buffer", 1000)
     streaming = dataset.get("streaming", False)
-    if not (streaming or dataset.get("split") or dataset.get("split_file")):
+    if not (dataset.get("split") or dataset.get("split_file")) and (is_local(name_or_path) or not streaming):
         dataset["split"] = DEFAULT_SPLIT
     if attributes:
         dataset = {name: value for name, value in dataset.items() if name not in ("min_frequency", "max_frequency")}
