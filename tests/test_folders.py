@@ -181,9 +181,11 @@ def test_classes_are_folders_and_splits_are_folders(tmp_path, caplog):
     }
     assert "'Val' is 'validation', 'testing' is 'test'" in warnings(caplog)
     images = [f"classes/{label}/{i}.png" for label in ("bus", "train", "train station") for i in range(2)]
-    rows = load(write(tmp_path / "nested", None, images=[*images, "classes/readme.png"]))["train"]
+    folder = write(tmp_path / "nested", None, images=[*images, "classes/readme.png"])
+    (folder / "classes" / "bus" / "2.heic").write_bytes(b"\0")
+    rows = load(folder)["train"]
     assert rows.features["label"].names == ["bus", "train", "train station"] and len(rows) == 6
-    assert "left out 1 of 7 images without a folder of a class" in warnings(caplog)
+    assert "left out 2 of 8 files (no image in the folder of a class), the first " in warnings(caplog)
     with pytest.raises(ValueError, match=r"no labels: put a table metadata.csv beside them \(is it a.csv\?"):
         load(write(tmp_path / "unlabelled", table(), "a.csv"))
     with pytest.raises(ValueError, match="folder 'more' stands beside the splits test, train"):
@@ -220,7 +222,7 @@ def test_repeated_rows_and_images_without_one_are_counted(tmp_path, caplog):
     rows = [["0.png", "yes"], ["1.png", "no"], [".\\0.png", "Yes"], ["0.png", "yes"]]
     assert numbers(load(write(tmp_path / "data", table(rows=rows)))["train"]) == [0, 1]
     assert "2 rows repeat another one" in warnings(caplog)
-    assert "left out 4 of 6 images without a row in a table, the first " in warnings(caplog)
+    assert "left out 4 of 6 files (no table has a row), the first " in warnings(caplog)
 
 
 def test_cells_that_name_images(tmp_path, caplog):

@@ -166,7 +166,7 @@ def test_a_stream_of_local_files_is_divided_and_counted_as_the_recipe_says(folde
     loaded, values = load_splits(section, PROCESSOR)
     streamed, values_of_stream = load_splits(section | {"streaming": True, "shuffle_buffer": 0}, PROCESSOR)
     assert isinstance(streamed["train"], AttributeStream) and values_of_stream == values
-    assert streamed["train"].attributes == loaded["train"].attributes == ["Smiling", "color"]
+    assert streamed["train"].attributes == loaded["train"].attributes == ["Smiling", "Hat", "color"]
     for stream, tensors in ((streamed["train"].to_tensors(), loaded["train"]), (streamed["test"], loaded["test"])):
         assert torch.equal(stream.images, tensors.images) and torch.equal(stream.labels, tensors.labels)
 

@@ -65,10 +65,10 @@ def read_folder(folder: str | Path):
             f"{folder} has images and no labels: put a table metadata.csv beside them{found}, with a column file_name "
             f"and one column an attribute, or each image into a folder of its class"
         )
-    unused = sorted({*images} - {row.image for row in rows})
+    usable, reason = (images, "no table has a row") if tables else (files, "no image in the folder of a class")
+    unused = sorted({*usable} - {row.image for row in rows})
     if unused:
-        without = "row in a table" if tables else "folder of a class"
-        logger.warning(f"left out {len(unused)} of {len(images)} images without a {without}, the first {unused[0]}")
+        logger.warning(f"left out {len(unused)} of {len(usable)} files ({reason}), the first {unused[0]}")
     return _dataset_of_rows(rows, classes)
 
 

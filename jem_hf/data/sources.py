@@ -6,15 +6,11 @@ import re
 import tempfile
 from pathlib import Path
 
-from transformers.utils import logging
-
 from .avatars import load_avatars
 from .folders import list_files, read_folder
 from .layouts import load_layout
 from .splits import by_split, log_names, split_name
 from .tables import is_table
-
-logger = logging.get_logger(__name__)
 
 
 def load_source(
