@@ -13,7 +13,7 @@ from transformers import AutoModel
 from typer.testing import CliRunner
 
 import jem_hf
-from jem_hf import JemImageProcessor, JemModel
+from jem_hf import JemConfig, JemImageProcessor, JemModel
 from jem_hf.cli import app
 
 PACKAGE = Path(jem_hf.__file__).parent
@@ -154,6 +154,29 @@ def test_the_unbroken_checkpoint_loads_by_either_class(folder, model):
         loaded, info = auto.from_pretrained(folder, output_loading_info=True)
         assert not info["missing_keys"] and not info["unexpected_keys"]
         assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values()))
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "preprocessor_config.json"])
+def test_a_file_in_place_of_its_folder(folder, file):
+    for kind in (JemModel, JemConfig, JemImageProcessor):
+        with pytest.raises(OSError, match=f"{file} is a file: give the folder that it is in, .*checkpoint"):
+            kind.from_pretrained(folder / file)
+    run = CliRunner().invoke(app, ["generate", str(folder / file), "Hat", "--output", str(folder / "grid.png")])
+    lines = [line for line in run.stderr.splitlines() if "Loading weights" not in line]
+    assert run.exit_code == 2 and len(lines) == 1 and "give the folder" in lines[0]
+    with pytest.raises(OSError, match="is a file: give a folder"):
+        JemModel.from_pretrained(folder).save_pretrained(folder / file)
+
+
+def test_home_is_expanded_in_names_of_models(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    model = JemModel.from_pretrained("~/checkpoint")
+    model.save_pretrained("~/copy")
+    JemImageProcessor.from_pretrained("~/checkpoint").save_pretrained("~/copy")
+    copied = {path.name for path in (folder.parent / "copy").iterdir()}
+    assert copied == {path.name for path in folder.iterdir()}
+    assert JemConfig.from_pretrained("~/copy").attributes == model.config.attributes
+    assert model.image_processor().crop_size.height == 8
 
 
 def test_shapes_are_never_forgiven(folder):

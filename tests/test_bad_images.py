@@ -174,7 +174,7 @@ def test_commands_refuse_what_is_no_image(checkpoint, tmp_path, name):
     Image.new("RGB", (9, 9)).save(tmp_path / "good.png")
     before = {each.name: hashlib.sha256(each.read_bytes()).hexdigest() for each in tmp_path.iterdir()}
     for command in (
-        ["predict", checkpoint, tmp_path / "good.png", path],
+        ["predict", checkpoint, path, tmp_path / "good.png"],
         ["edit", checkpoint, path, "Hat", "--output", tmp_path / "out.png"],
         ["edit", checkpoint, tmp_path / "good.png", "Hat", "--mask", path, "--output", tmp_path / "out.png"],
     ):

@@ -198,12 +198,12 @@ def test_a_config_of_any_content_is_whole_or_refused(content):
     [
         ("guidance_scale", float("nan"), "guidance_scale is a finite number, not nan"),
         ("guidance_scale", float("inf"), "guidance_scale is a finite number"),
-        ("flow_time", float("nan"), "flow_time is a number from 0 on, not nan"),
-        ("step_size", -1.0, "step_size is a number from 0 on"),
-        ("noise_scale", float("inf"), "noise_scale is a number from 0 on"),
-        ("image_size", 0, "image_size is a number from 1 on"),
-        ("num_channels", -3, "num_channels is a number from 1 on"),
-        ("num_inference_steps", 0, "num_inference_steps is a number from 1 on"),
+        ("flow_time", float("nan"), "flow_time is a finite number from 0 on, not nan"),
+        ("step_size", -1.0, "step_size is a finite number from 0 on"),
+        ("noise_scale", float("inf"), "noise_scale is a finite number from 0 on"),
+        ("image_size", 0, "image_size is a finite number from 1 on"),
+        ("num_channels", -3, "num_channels is a finite number from 1 on"),
+        ("num_inference_steps", 0, "num_inference_steps is a finite number from 1 on"),
         ("attributes", ["Hair", "Hair=red", "Hat"], "two labels are called 'Hair=red'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Every command as a user runs it: a process of its own."""
+"""Every command as a user runs it, most of them in the process of the tests: to start one takes seconds."""
 
 import json
 import os
@@ -18,13 +18,23 @@ AVATAR = str(Path(__file__).parents[1] / "model_cards" / "jem-avatars" / "sample
 
 
 def jem_hf(*args, cwd=None, code=0, cache=None):
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    if cache:
-        env |= {"JEM_HF_CACHE": str(cache), "HF_DATASETS_CACHE": str(cache / "datasets")}
-    command = [sys.executable, "-c", "from jem_hf.cli import app; app()", *map(str, args)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
-    assert result.returncode == code, result.stderr[-2000:]
+    """Run a command in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd or Path.cwd())
+        if cache:
+            patch.setenv("JEM_HF_CACHE", str(cache))
+            patch.setattr("datasets.config.HF_DATASETS_CACHE", str(cache / "datasets"))
+        result = CliRunner().invoke(app, list(map(str, args)))
+    assert result.exit_code == code, result.stderr[-2000:]
     return result
+
+
+def process(command, cwd=None):
+    """Run a line of bash, in which `jem-hf` is the command, in a process of its own."""
+    python = f"{sys.executable} -c 'from jem_hf.cli import app; app()'"
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    line = ["bash", "-c", command.replace("jem-hf", python)]
+    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +55,7 @@ def trained(tmp_path_factory):
 
 
 def test_help_of_every_command():
-    commands = jem_hf("--help").stdout
+    commands = process("jem-hf --help").stdout
     for name in ("quickstart", "train", "generate", "edit", "predict", "evaluate", "models", "push"):
         assert name in commands
         result = CliRunner().invoke(app, [name, "--help"])
@@ -260,5 +270,127 @@ def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path, monkeypa
 
 
 def test_bad_input_in_a_process_has_no_traceback(tmp_path):
-    result = jem_hf("generate", "jem-avatars", "Hat & ~Hat", code=2, cwd=tmp_path)
-    assert "contradicts itself: 'Hat'" in result.stderr and "Traceback" not in result.stderr
+    result = process("jem-hf generate jem-avatars 'Hat & ~Hat'", cwd=tmp_path)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "contradicts itself: 'Hat'" in result.stderr
+
+
+@pytest.mark.parametrize("command", [("generate", "no-such-model", "Hat"), ("edit", "no-such-model", "a.png", "Hat")])
+@pytest.mark.parametrize(
+    "output, message",
+    [
+        ("faces", "'faces' is no name of an image file: let it end in .png"),
+        (".png", "let it end in .png"),
+        ("faces.pgn", "let it end in .png"),
+        ("faces.mpg", "let it end in .png"),  # PIL can read it only
+        ("faces.xbm", "let it end in .png"),  # PIL can write it in black and white only
+        (".", "'.' is a folder: name a file in it, such as 'grid.png'"),
+        ("folder.png", "'folder.png' is a folder"),
+        ("file.txt/faces.png", "cannot write into the folder 'file.txt'"),
+        ("file.txt/more/faces.png", "cannot write into the folder 'file.txt/more'"),
+        ("/proc/faces/faces.png", "cannot write into the folder '/proc/faces'"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_first(command, output, message, tmp_path):
+    """Before the model is looked for, which would be the next error."""
+    (tmp_path / "file.txt").touch()
+    (tmp_path / "folder.png").mkdir()
+    result = jem_hf(*command, "-o", output, cwd=tmp_path, code=2)
+    assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("evaluate", "no-such-model", "--output"),
+        ("quickstart", "--output"),
+        ("train", "quickstart", "--name_or_path", "./nowhere", "--output_dir"),
+    ],
+)
+@pytest.mark.parametrize("output", ["file.txt", "file.txt/run", "/proc/run"])
+def test_a_folder_that_cannot_be_written_is_refused_first(command, output, tmp_path):
+    (tmp_path / "file.txt").touch()
+    result = jem_hf(*command, output, cwd=tmp_path, code=2)
+    assert f"cannot write into the folder {output!r}" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("ending", ["png", "JPG", "webp", "bmp", "tiff", "gif"])
+def test_outputs_of_many_kinds(trained, ending):
+    name = f"new/folder/grid.{ending}"
+    jem_hf("generate", trained / "out", "Hat", "--num-images", "1", "--steps", "1", "-o", name, cwd=trained)
+    assert Image.open(trained / name).width == 100
+
+
+@pytest.mark.parametrize(
+    "args, path",
+    [
+        (("generate", "~/model", "Hat"), "model"),
+        (("edit", "~/model", AVATAR, "Hat"), "model"),
+        (("edit", "jem-avatars", "~/a.png", "Hat"), "a.png"),
+        (("edit", "jem-avatars", AVATAR, "Hat", "--mask=~/mask.png"), "mask.png"),
+        (("predict", "~/model", AVATAR), "model"),
+        (("predict", "jem-avatars", AVATAR, "~/a.png"), "a.png"),
+        (("evaluate", "~/model"), "model"),
+        (("evaluate", "jem-avatars", "--dataset=~/photos"), "photos"),
+        (("evaluate", "jem-avatars", "--output=~/file.txt/report"), "file.txt/report"),
+        (("quickstart", "--output=~/file.txt/run"), "file.txt/run"),
+        (("generate", "jem-avatars", "Hat", "--output=~/file.txt/a.png"), "file.txt"),
+        (("train", "~/recipe.yaml"), "recipe.yaml"),
+        (("push", "~/model", "user/name"), "model"),
+        (("demo", "~/model", "--no-browser"), "model"),
+    ],
+)
+def test_the_users_folder_is_known_in_every_path(args, path, tmp_path, monkeypatch):
+    """The error names it whole: nothing is there."""
+    (tmp_path / "file.txt").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = jem_hf(*args, cwd=tmp_path, code=2)
+    assert str(tmp_path / path) in result.stderr and "~" not in result.stderr
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path):
+    result = process(f"jem-hf predict jem-avatars {AVATAR} {AVATAR} | head -1; echo ${{PIPESTATUS[0]}}", cwd=tmp_path)
+    assert result.stdout.splitlines()[1:] == ["141"] and "energy" in result.stdout
+    assert result.stderr == ""
+
+
+@pytest.fixture
+def colours(tmp_path):
+    """Files of 20 colours."""
+    files = [tmp_path / f"{i}.png" for i in range(20)]
+    for i, file in enumerate(files):
+        Image.new("RGB", (40, 40), (12 * i, 100, 0)).save(file)
+    return files
+
+
+def test_many_images_are_predicted_as_each_is(trained, colours):
+    together = json.loads(jem_hf("predict", trained / "out", *colours, "--json").stdout)
+    assert [each["image"] for each in together] == list(map(str, colours))
+    (last,) = json.loads(jem_hf("predict", trained / "out", colours[-1], "--json").stdout)
+    assert together[-1]["energy"] == pytest.approx(last["energy"], abs=1e-3)
+
+
+def test_what_comes_before_a_broken_file_is_printed(trained, colours):
+    colours[18].write_bytes(colours[18].read_bytes()[:40])
+    result = jem_hf("predict", trained / "out", *colours, code=2)
+    assert result.stdout.count("energy") == 18
+    assert str(colours[18]) in result.stderr and result.stderr.count("\n") == 1
+    result = jem_hf("predict", trained / "out", *colours, "--json", code=2)
+    assert [each["image"] for each in json.loads(result.stdout)] == list(map(str, colours[:18]))
+    colours[19].unlink()
+    result = jem_hf("predict", trained / "out", *colours, code=2)
+    assert str(colours[19]) in result.stderr and not result.stdout  # seen before any work
+
+
+def test_memory_does_not_grow_with_the_number_of_photographs(tmp_path):
+    Image.effect_noise((100, 100), 60).resize((3000, 2000)).convert("RGB").save(tmp_path / "a.jpg")
+    code = f"""
+import resource
+from typer.testing import CliRunner
+from jem_hf.cli import app
+for num in (1, 12):
+    assert CliRunner().invoke(app, ["predict", "jem-avatars"] + num * ["{tmp_path / "a.jpg"}"]).exit_code == 0
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+    one, many = map(int, subprocess.check_output([sys.executable, "-c", code]).split())
+    assert many - one < 60  # MiB, of 206 that the photographs have together

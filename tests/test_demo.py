@@ -1,12 +1,15 @@
 """What the page does, without a page: drawings, links, chains that stop, tags, edits, and the files of a Space."""
 
+import base64
 import io
+import re
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,8 +21,8 @@ from PIL import Image
 
 from jem_hf import JemModel
 from jem_hf.demo.actions import Actions, asked, compare, open_image, results, shared_labels, wanted
-from jem_hf.demo.chain import MAX_IMAGES, MAX_SEED, Drawing, Stops, watch
-from jem_hf.demo.html import bars, energy_among, is_unusual, percent, png, share_below
+from jem_hf.demo.chain import MAX_IMAGES, MAX_SEED, Drawing, watch
+from jem_hf.demo.html import bars, energy_among, is_unusual, percent, png_url, share_below
 from jem_hf.evaluation.energy import energy_quantiles
 from jem_hf.hub.space import write_space
 
@@ -46,6 +49,10 @@ def picture(tmp_path):
 def last(chain):
     *_, end = chain
     return end
+
+
+def shown(x, energies):
+    return x, energies
 
 
 def test_a_link_holds_all_of_a_drawing():
@@ -93,11 +100,11 @@ def test_images_are_those_of_the_pipeline_and_hold_their_settings(actions):
 
 
 def downloads(page):
-    import base64
-    import re
+    return [content_of(url) for url in re.findall(r'<a href="([^"]*)" download', page)]
 
-    links = re.findall(r'<a href="data:image/png;base64,([^"]*)" download', page)
-    return [base64.b64decode(link) for link in links]
+
+def content_of(url):
+    return base64.b64decode(url.removeprefix("data:image/png;base64,"))
 
 
 def test_make_tells_mistakes(actions):
@@ -117,7 +124,7 @@ def test_a_chain_stops_before_its_next_step(actions):
 
         return actions.pipeline("Hat", num_inference_steps=50, callback=three, seed=0)
 
-    chain = watch(run, stop)
+    chain = watch(run, stop, shown)
     with pytest.raises(StopIteration) as end:
         while True:
             next(chain)
@@ -147,7 +154,7 @@ def test_a_chain_ends_with_its_visitor(actions):
 
         return actions.pipeline("Hat", num_inference_steps=100_000, callback=slowly)
 
-    chain = watch(run, threading.Event())
+    chain = watch(run, threading.Event(), shown)
     next(chain)
     chain.close()  # waits for the thread
     assert len(seen) < 100_000
@@ -161,18 +168,24 @@ def test_errors_of_a_chain_come_through():
         raise ValueError("as the chain says")
 
     with pytest.raises(ValueError, match="as the chain says"):
-        list(watch(run, threading.Event()))
+        list(watch(run, threading.Event(), shown))
 
 
-def test_stops_are_of_one_visitor():
-    stops = Stops()
-    first, second = stops.start("first"), stops.start("second")
-    stops.stop("first")
-    stops.stop("nobody")
-    assert first.is_set() and not second.is_set()
-    stops.end("first")
-    stops.end("first")
-    assert list(stops.events) == ["second"]
+def test_a_visitor_stops_no_other_ones_chain(actions):
+    from jem_hf.demo.page import _drawing
+
+    draw, halt, _ = _drawing(actions)
+    first, second = SimpleNamespace(session_hash="first"), SimpleNamespace(session_hash="second")
+    halt(first)  # nothing runs
+
+    def pages(halted):
+        chain = draw("Hat", 0, 1, 150, 2.0, first)
+        next(chain)
+        halt(halted)
+        return last(chain)[0]
+
+    assert "Link to these images" in pages(second)
+    assert "Stopped after" in pages(first)
 
 
 @pytest.mark.parametrize("request_", ["", "Smiling", "~Smiling & Hair=blond", "Hair=black & Hat"])
@@ -296,6 +309,13 @@ def test_images_are_turned_upright(tmp_path):
     assert open_image(str(tmp_path / "turned.jpg")).size == (20, 30)
 
 
+def test_the_page_sees_images_as_the_pipeline_does(tmp_path):
+    Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.fromarray(np.full((9, 9), 128 * 257, np.uint16)).save(tmp_path / "deep.png")
+    assert open_image(str(tmp_path / "clear.png")).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(str(tmp_path / "deep.png")).getpixel((0, 0)) == (128, 128, 128)
+
+
 def test_models_are_compared_by_the_same_noise(folder, actions):
     page = compare([str(folder), str(folder)], ["Hat"], [], Drawing("", seed=2, num_images=2))
     files = downloads(page)
@@ -316,7 +336,9 @@ def test_probabilities_are_of_what_was_asked(config):
 
 def test_names_cannot_write_html():
     assert "<b>" not in bars([("<b>", 0.5)])
-    assert Image.open(io.BytesIO(png(Image.new("RGB", (2, 2)), {"request": "Bärt"}))).text == {"request": "Bärt"}
+    assert Image.open(io.BytesIO(content_of(png_url(Image.new("RGB", (2, 2)), {"request": "Bärt"})))).text == {
+        "request": "Bärt"
+    }
 
 
 def test_a_space_has_all_that_runs_the_page(tmp_path):

@@ -1,8 +1,14 @@
+import base64
+import io
+
 import numpy as np
+import pytest
 import torch
 from PIL import Image
+from transformers import pipeline
 
 from jem_hf import JemImageProcessor
+from jem_hf.models.image_processing_jem import open_image, read_image
 from jem_hf.training.buffer import dequantise, quantise
 
 
@@ -33,3 +39,152 @@ def test_dequantisation_is_undone_by_quantisation():
     x = dequantise(images, torch.Generator().manual_seed(0))
     assert x.min() >= -1 and x.max() < 1
     assert torch.equal(quantise(x), images)
+
+
+LAYOUTS = {
+    "channels last": lambda x: x,
+    "channels first": lambda x: x.transpose(2, 0, 1),
+    "mirrored twice": lambda x: np.ascontiguousarray(x[:, ::-1])[:, ::-1],
+    "with alpha": lambda x: np.concatenate([x, np.full_like(x[..., :1], x.max())], -1),
+    "one in a batch": lambda x: x[None],
+    "a batch": lambda x: np.stack([x, x]),
+    "a list": lambda x: [x, x],
+}
+KINDS = {
+    "uint8": lambda x: x,
+    "int64": lambda x: x.astype(np.int64),
+    "uint16": lambda x: x.astype(np.uint16) * 257,
+    "floats to 255": lambda x: x.astype(np.float32),
+    "floats to 1": lambda x: x / 255.0,
+    "halves to 1": lambda x: (x / 255).astype(np.float16),
+    "tensor": lambda x: torch.tensor(x.copy()),
+    "tensor to 1": lambda x: torch.tensor(x.copy()) / 255,
+    "bfloat16 to 255": lambda x: torch.tensor(x.copy()).bfloat16(),
+}
+
+
+@pytest.fixture
+def photograph():
+    array = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    array[0, 0] = 255
+    return array
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_arrays_and_tensors_are_taken_as_what_they_are(photograph, kind, layout):
+    expected = JemImageProcessor()(Image.fromarray(photograph), return_tensors="pt")["pixel_values"]
+    source = LAYOUTS[layout](photograph)
+    source = [KINDS[kind](each) for each in source] if isinstance(source, list) else KINDS[kind](source)
+    found = JemImageProcessor()(source, return_tensors="pt")["pixel_values"]
+    tolerance = 1 / 64 if "16 " in kind or "halves" in kind else 1e-6
+    torch.testing.assert_close(found, expected.expand_as(found), atol=tolerance, rtol=0)
+    assert len(found) == (2 if layout in ("a batch", "a list") else 1)
+
+
+def test_grey_and_binary_arrays():
+    grey = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    expected = JemImageProcessor()(Image.fromarray(grey), return_tensors="pt")["pixel_values"]
+    for source in (
+        grey,
+        grey / 255,
+        grey[None],
+        grey[..., None],
+        [grey],
+        torch.tensor(grey),
+        Image.fromarray(grey / 255),
+    ):
+        assert torch.allclose(JemImageProcessor()(source, return_tensors="pt")["pixel_values"], expected, atol=1e-6)
+    white = JemImageProcessor()(grey > -1, return_tensors="pt")["pixel_values"]
+    assert (white == 1).all()
+
+
+@pytest.mark.parametrize(
+    "array, message",
+    [
+        (np.linspace(-1, 1, 3 * 32 * 32).reshape(3, 32, 32), r"\[-1, 1\] as \(x \+ 1\) / 2"),
+        (np.linspace(0, 1.1, 3 * 32 * 32).reshape(3, 32, 32), "clip or scale"),
+        (np.linspace(0, 70_000, 32 * 32 * 3).reshape(32, 32, 3), "from 0 to 255 or floats from 0 to 1"),
+        (np.full((32, 32, 3), np.nan), "not these of float64"),
+        (np.zeros((32, 32, 3), complex), "not these of complex128"),
+        (np.zeros((5, 32, 32)), "is no image"),
+    ],
+)
+def test_arrays_that_are_no_images(array, message):
+    with pytest.raises(ValueError, match=message):
+        JemImageProcessor()(array, return_tensors="pt")
+    with pytest.raises(ValueError, match=message):
+        open_image(torch.tensor(array))
+
+
+def strokes(mode, ground, stroke):
+    """A mask whose upper half is painted."""
+    image = Image.new(mode, (8, 8), ground)
+    image.paste(stroke, (0, 0, 8, 4))
+    return image
+
+
+MASKS = {
+    "1": strokes("1", 0, 1),
+    "L": strokes("L", 0, 255),
+    "L of 0 and 1": strokes("L", 0, 1),
+    "soft": strokes("L", 100, 140),
+    "P": strokes("L", 0, 255).convert("P"),
+    "RGB": strokes("RGB", "black", "white"),
+    "LA": strokes("LA", (0, 0), (255, 255)),
+    "RGBA": strokes("RGBA", (0, 0, 0, 0), (255, 255, 255, 255)),
+    "white, but seen only where opaque": strokes("RGBA", (255, 255, 255, 0), (255, 255, 255, 255)),
+    "opaque RGBA": strokes("RGBA", (0, 0, 0, 255), (255, 255, 255, 255)),
+    "red strokes": strokes("RGBA", (0, 0, 0, 0), (200, 0, 0, 255)),
+    "black strokes": strokes("RGBA", (0, 0, 0, 0), (0, 0, 0, 255)),
+    "I;16": Image.fromarray(np.repeat(np.uint16([65535, 0]), 32).reshape(8, 8)),
+    "F": Image.fromarray(np.repeat(np.float32([1, 0]), 32).reshape(8, 8)),
+    "bools": np.repeat([True, False], 32).reshape(8, 8),
+    "integers": np.repeat([1, 0], 32).reshape(8, 8),
+    "floats": torch.tensor([1.0, 0.0]).repeat_interleave(32).reshape(8, 8),
+    "tensor": torch.tensor([255, 0]).repeat_interleave(32).reshape(1, 8, 8),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_of_every_kind(name, model, tmp_path):
+    pipe = pipeline("attribute-conditional-generation", model=model)
+    sources = [MASKS[name]]
+    if isinstance(MASKS[name], Image.Image) and MASKS[name].mode != "F":
+        MASKS[name].save(tmp_path / "mask.png")
+        sources += [tmp_path / "mask.png", str(tmp_path / "mask.png")]
+    for source in sources:
+        mask = pipe._mask(source, (8, 8))
+        assert mask.shape == (1, 1, 8, 8) and mask[..., :4, :].all() and not mask[..., 4:, :].any()
+
+
+def test_a_mask_is_cut_as_its_photograph(model):
+    pipe = pipeline("attribute-conditional-generation", model=model)
+    wide = strokes("L", 0, 255).resize((32, 16), Image.Resampling.NEAREST)
+    assert pipe._mask(wide, (32, 16))[0, 0, :4].all() and not pipe._mask(wide, (32, 16))[0, 0, 4:].any()
+    with pytest.raises(ValueError, match="the mask has 8x8 pixels and its image 32x16"):
+        pipe("Hat", image=Image.new("RGB", (32, 16)), mask=MASKS["L"])
+    with pytest.raises(ValueError, match="nothing white: paint"):
+        pipe("Hat", image=Image.new("RGB", (8, 8)), mask=Image.new("RGBA", (8, 8), (0, 0, 0, 0)))
+    edge = Image.new("L", (32, 16))
+    edge.paste(255, (0, 0, 4, 16))
+    with pytest.raises(ValueError, match="nothing white in the part"):
+        pipe("Hat", image=Image.new("RGB", (32, 16)), mask=edge)
+
+
+def test_edits_of_arrays_are_those_of_the_image(model):
+    pipe = pipeline("attribute-conditional-generation", model=model)
+    array = np.random.default_rng(0).integers(0, 256, (20, 12, 3), dtype=np.uint8)
+    call = dict(seed=0, num_inference_steps=2, return_tensors=True)
+    expected = pipe("Hat", image=Image.fromarray(array), **call)[0]["pixel_values"]
+    for source in (array, array / 255, torch.tensor(array).permute(2, 0, 1)[None] / 255):
+        torch.testing.assert_close(pipe("Hat", image=source, **call)[0]["pixel_values"], expected)
+
+
+def test_images_of_an_address():
+    buffer = io.BytesIO()
+    MASKS["RGBA"].save(buffer, "PNG")
+    address = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    assert open_image(address).mode == "RGBA" and read_image(address).getpixel((0, 7)) == (255, 255, 255)
+    with pytest.raises(ValueError, match="cannot read the image 'data:image/png;base64,AAAA'"):
+        open_image("data:image/png;base64,AAAA")

@@ -73,6 +73,31 @@ def test_wrong_images_are_refused(model, shape):
         model(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool, torch.float32, torch.bfloat16])
+def test_pixels_that_were_not_scaled_are_refused_with_the_remedy(model, dtype):
+    x = torch.arange(2 * 192).remainder(256).reshape(2, 3, 8, 8).to(dtype)
+    labels = torch.tensor([[1, 0, 0]] * 2)
+    for call in (
+        lambda: model(x),
+        lambda: model.predict_proba(x),
+        lambda: model.log_joint(x, labels),
+        lambda: model.log_marginal(x),
+        lambda: model.generate(labels, noise=x),
+        lambda: model.edit(x, labels),
+        lambda: model.edit(x, labels, mask=torch.ones(2, 1, 8, 8, dtype=torch.bool)),
+    ):
+        with pytest.raises(ValueError, match=r"x / 127.5 - 1"):
+            call()
+
+
+def test_chains_may_leave_the_range_of_images(model):
+    """What a chain meets on its way is no mistake: normal noise, and where a step too large has thrown it."""
+    for x in (torch.randn(2, 3, 8, 8) * 3, torch.rand(2, 3, 8, 8), torch.ones(2, 3, 8, 8) + 0.01 * torch.randn(1)):
+        assert model.log_marginal(x).isfinite().all()
+    far = torch.rand(2, 3, 8, 8).mul(255).requires_grad_(True)
+    assert model.log_marginal(far).isfinite().all()
+
+
 def test_auto_classes_find_the_model(model, tmp_path):
     model.label_prior.fit(torch.tensor([[0, 1, 1], [1, 2, 0], [1, 2, 0]]))
     model.save_pretrained(tmp_path)

@@ -68,6 +68,45 @@ def test_what_is_installed_asks_for_no_trust(checkpoint, model, capsys):
     assert "Do you wish to run the custom code" not in capsys.readouterr().out
 
 
+WRITTEN_BEFORE = {
+    "config.json": {
+        "attributes": ["Smiling", "Hair", "Hat"],
+        "attribute_values": {"Hair": ["black", "blond", "red"]},
+        "auto_map": {name: "modeling_jem.JemModel" for name in ("AutoModel", "AutoModelForImageClassification")}
+        | {"AutoConfig": "configuration_jem.JemConfig"},
+        "backbone_kwargs": {"hidden_size": 8, "width": 4},
+        "custom_pipelines": {
+            TASK: {"impl": "pipeline_jem.AttributeConditionalGenerationPipeline", "pt": ["AutoModel"]}
+        },
+        "id2label": {"0": "Smiling", "1": "Hair=black", "2": "Hair=blond", "3": "Hair=red", "4": "Hat"},
+        "image_size": 8,
+        "model_type": "jem",
+        "novel_combinations": [{"Hair": "red", "Hat": True}],
+        "num_inference_steps": 4,
+        "problem_type": "multi_label_classification",
+    },
+    "preprocessor_config.json": {
+        "auto_map": {"AutoImageProcessor": {"torchvision": "image_processing_jem.JemImageProcessor"}},
+        "crop_size": {"height": 8, "width": 8},
+        "image_processor_type": "JemImageProcessor",
+        "size": {"shortest_edge": 8},
+    },
+}
+
+
+@pytest.mark.parametrize("trust", [{}, {"trust_remote_code": True}])
+def test_a_checkpoint_written_before_loads_with_this_code(model, tmp_path, trust):
+    """Without `label_sampler`, its fields as they stood when their files were first published."""
+    model.save_pretrained(tmp_path)
+    for name, content in WRITTEN_BEFORE.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    loaded = AutoModel.from_pretrained(tmp_path, **trust)
+    assert type(loaded) is jem_hf.JemModel and loaded.config.novel_combinations == [{"Hair": "red", "Hat": True}]
+    drawn = pipeline(TASK, model=str(tmp_path), **trust)("Hat", num_images=2, seed=1)
+    assert digest(drawn) == digest(pipeline(TASK, model=model)("Hat", num_images=2, seed=1))
+    assert loaded.image_processor().crop_size.height == 8
+
+
 def test_files_of_a_checkpoint(checkpoint):
     names = {path.stem for path in checkpoint.glob("*.py")}
     assert names == {path.stem for path in code_files()}

@@ -1,6 +1,7 @@
 import random
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +35,9 @@ def many():
         ({"Smiling": False, "Hair": "blond", "Hat": None}, [0, 1, -1]),
         ({"Hair": 2, "Hat": 1}, [-1, 2, 1]),
         ({"Hat": "True"}, [-1, -1, 1]),
+        ({"Hat": np.True_, "Smiling": np.bool_(False)}, [0, -1, 1]),
+        ({"Hat": np.int64(1), "Hair": np.uint8(2)}, [-1, 2, 1]),
+        ({"Hat": np.float32(-1), "Hair": np.str_("red")}, [-1, 2, 0]),
         ("~(Smiling | Hat)", [0, -1, 0]),
         ("~Hair=red & ~Hair=black", [-1, 1, -1]),
         ("Smiling | ~Smiling", [-1, -1, -1]),
@@ -203,6 +207,12 @@ def test_number_of_alternatives_is_limited():
         ("(Smiling & Hat):2", "':' is out of place at character 16"),
         ("Smiling & 'Hat", "a quote is not closed at character 11"),
         ("Hair=red=black", "'=' is out of place at character 9"),
+        ({"Hat": -1}, "-1 is not a value of attribute 'Hat'; choose from False, True, or None where it is open"),
+        ({"Hat": np.int64(2)}, "2 is not a value"),
+        ({"Hat": float("nan")}, "nan is not a weight of attribute 'Hat'"),
+        ({"Hat": [True]}, r"\[True\] is not a value"),
+        ({"Hair": np.nan}, "nan is not a value of attribute 'Hair'"),
+        ({3: True}, "unknown attribute 3"),
         (["Smiling"], "a request is a string"),
         (3, "a request is a string"),
     ],

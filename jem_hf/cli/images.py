@@ -1,31 +1,59 @@
 """`jem-hf generate`, `edit` and `predict`: from requests to images and back."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
-from .shared import Json, Model, app, clear_errors, load_model, load_with_processor, print_json, say
+from ..models.image_processing_jem import JemImageProcessor, open_image, read_image
+from ..models.modeling_jem import JemModel
+from ..models.pipeline_jem import AttributeConditionalGenerationPipeline
+from ..models.requests_jem import parse_request
+from ..plots import image_grid
+from ..training.recipes import read_yaml
+from .shared import (
+    ImageFile,
+    Json,
+    Model,
+    ProgressBars,
+    app,
+    check_image_file,
+    load_model,
+    load_with_processor,
+    path,
+    print_json,
+    say,
+)
+
+BATCH_SIZE = 16  # images that `predict` prints together
 
 
 @app.command()
-@clear_errors
 def generate(
     model: Model,
     request: Annotated[str, typer.Argument(help='What to draw, such as "Smiling & (Hat | ~Male)".')],
     num_images: Annotated[int, typer.Option(min=1, help="Number of images.")] = 16,
     to: Annotated[str | None, typer.Option(help="Another request: the images go from the one to it.")] = None,
     candidates: Annotated[int | None, typer.Option(min=1, help="Draw so many an image, keep the best.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file of the grid.")] = Path("grid.png"),
+    output: ImageFile = "grid.png",
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the chain.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; more obeys more.")] = None,
     free: Annotated[str | None, typer.Option(help="Free attributes: complete, gibbs or marginalise.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="flow, langevin, mala, hmc, ...")] = None,
+    sampler: Annotated[str | None, typer.Option(help="flow, langevin, mala, hmc, mixed_hmc, ...")] = None,
     sampler_kwargs: Annotated[str | None, typer.Option(help='Its arguments, such as "{step_size: 0.01}".')] = None,
+    label_sampler: Annotated[
+        str | None, typer.Option(help="How labels that interact are drawn: gibbs or gibbs_with_gradients.")
+    ] = None,
     as_json: Json = False,
 ):
-    """Draw images for a combination of attributes into a PNG grid."""
+    """Draw images for a combination of attributes into a grid."""
+    check_image_file(output)
+    settings = None if sampler_kwargs is None else read_yaml(sampler_kwargs, "--sampler-kwargs")
+    if not isinstance(settings, dict | None):
+        raise ValueError(f"--sampler-kwargs is a mapping such as '{{step_size: 0.01}}', not {sampler_kwargs!r}")
     _draw(
         model,
         request,
@@ -39,38 +67,37 @@ def generate(
         guidance_scale=guidance,
         free_attributes=free,
         sampler=sampler,
-        sampler_kwargs=_mapping("--sampler-kwargs", sampler_kwargs),
+        sampler_kwargs=settings,
+        label_sampler=label_sampler,
     )
 
 
 @app.command()
-@clear_errors
 def edit(
     model: Model,
-    image: Annotated[Path, typer.Argument(help="Image file.")],
+    image: Annotated[Path, typer.Argument(parser=path, help="Image file.")],
     request: Annotated[str, typer.Argument(help='What shall change, such as "Smiling & ~Hat"; all else is held.')],
     num_images: Annotated[int, typer.Option(min=1, help="Number of variants.")] = 1,
     strength: Annotated[float, typer.Option(help="Share of noise to start from; a mask makes it 1.")] = 0.5,
-    mask: Annotated[Path | None, typer.Option(help="Image, white where pixels are drawn anew.")] = None,
+    mask: Annotated[Path | None, typer.Option(parser=path, help="Image, white where pixels are drawn anew.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Weight of what shall change.")] = None,
     hold: Annotated[float | None, typer.Option(help="Weight of what shall not.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG file of the grid.")] = Path("edited.png"),
+    output: ImageFile = "edited.png",
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the chain from pure noise.")] = None,
     as_json: Json = False,
 ):
     """Change attributes of an image, or fill in what a mask covers."""
-    from ..models.image_processing_jem import read_image
-
+    check_image_file(output)
     _draw(
         model,
         request,
         output,
         as_json,
         num_images=num_images,
-        image=read_image(image),
+        image=open_image(image),
         strength=strength,
-        mask=None if mask is None else read_image(mask),
+        mask=None if mask is None else open_image(mask),
         guidance_scale=guidance,
         hold_scale=hold,
         seed=seed,
@@ -79,66 +106,84 @@ def edit(
 
 
 def _draw(model: str, request: str, output: Path, as_json: bool, **arguments) -> None:
-    """The images of one request as a grid."""
-    from ..models.pipeline_jem import AttributeConditionalGenerationPipeline
-    from ..plots import image_grid
-
+    """Images of one request as a grid; `arguments` are the pipeline's."""
     pipe = AttributeConditionalGenerationPipeline(load_model(model))
     steps = arguments["num_inference_steps"]
     if "image" in arguments:
-        masked = arguments["mask"] is not None
-        settings = pipe.model.edit_settings(1.0 if masked else arguments["strength"], masked, steps)
+        is_masked = arguments["mask"] is not None
+        settings = pipe.model.edit_settings(1.0 if is_masked else arguments["strength"], is_masked, steps)
     else:
         settings = pipe.model.chain_settings(steps)
-    with typer.progressbar(length=settings["num_steps"], file=typer.get_text_stream("stderr")) as bar:
-        drawn = pipe(request, callback=lambda x, *info: bar.update(1), **arguments)
+    num_steps = settings["num_steps"]
+    with ProgressBars() as progress:
+        drawn = pipe(request, callback=lambda *state: progress("steps", state[-1].step + 1, num_steps), **arguments)
     output.parent.mkdir(parents=True, exist_ok=True)
-    image_grid([item["image"] for item in drawn], scale=max(1, 96 // pipe.model.config.image_size)).save(output)
+    scale = max(1, 96 // pipe.model.config.image_size)
+    image_grid([item.pop("image") for item in drawn], scale=scale).save(output)
     if as_json:
-        images = [{key: value for key, value in item.items() if key != "image"} for item in drawn]
-        print_json({"request": request, "output": str(output), "images": images})
+        print_json({"request": request, "output": str(output), "images": drawn})
     else:
         say(f"wrote {output}")
 
 
-def _mapping(option: str, text: str | None) -> dict | None:
-    from ..training.recipes import read_yaml
-
-    value = None if text is None else read_yaml(text, option)
-    if value is not None and not isinstance(value, dict):
-        raise ValueError(f"{option} is a mapping such as '{{step_size: 0.01}}', not {text!r}")
-    return value
-
-
-@app.command()
-@clear_errors
+@app.command(
+    epilog="The energy is -log p(x) up to a constant of the model, with --given -log p(x, y): the lower, the more an "
+    "image is like the training images, and shows what is given. Compare it between images of one model. "
+    "A file that cannot be read ends the command, after the results of those before it."
+)
 def predict(
     model: Model,
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(parser=path, help="Image files.")],
     given: Annotated[str | None, typer.Option(help='What is known of them, such as "Male & ~Hat".')] = None,
     as_json: Json = False,
 ):
     """Attribute probabilities and energy of images. Lower energy: more like the training images."""
-    import torch
-
-    from ..models.image_processing_jem import read_image
-    from ..models.requests_jem import parse_request
-
-    pictures = [read_image(path) for path in images]
+    for file in images:
+        if not file.is_file():
+            raise ValueError(f"there is no image file {str(file)!r}")
     network, processor = load_with_processor(model)
-    pixels = processor(pictures, return_tensors="pt")["pixel_values"].to(network.device)
-    labels = torch.tensor([parse_request(given or "", network.config)] * len(pixels), device=network.device)
-    with torch.no_grad():
-        distribution = network.label_distribution(pixels)
-        energies = -distribution.log_joint(labels)
-        scores = network.log_odds(distribution.marginal_logits(labels)[0]).sigmoid()
+    known = parse_request(given or "", network.config)
     results = []
-    for path, energy, row in zip(images, energies.tolist(), scores.tolist()):
-        probabilities = {network.config.id2label[i]: p for i, p in enumerate(row)}
-        results.append({"image": str(path), "energy": energy, "probabilities": probabilities})
-    if as_json:
-        return print_json(results)
-    for result in results:
-        typer.echo(f"{result['image']}  energy {result['energy']:.2f}")
-        for name, p in sorted(result["probabilities"].items(), key=lambda item: -item[1]):
-            typer.echo(f"  {p:6.3f}  {name}")
+    try:
+        for files, pixels in _batches(images, processor):
+            for file, result in zip(files, _predictions(network, pixels.to(network.device), known)):
+                results.append({"image": str(file), **result})
+                if not as_json:
+                    _print_prediction(results[-1])
+    finally:
+        if as_json and results:
+            print_json(results)
+
+
+def _batches(files: list[Path], processor: JemImageProcessor) -> Iterator[tuple[list[Path], torch.Tensor]]:
+    """Files and their pixels (B, C, H, W); those before a file that cannot be read come before its error."""
+    pixels, start = [], 0
+    for i, file in enumerate(files):
+        try:
+            pixels.append(processor(read_image(file), return_tensors="pt")["pixel_values"])
+        except ValueError:
+            if pixels:
+                yield files[start:i], torch.cat(pixels)
+            raise
+        if len(pixels) == BATCH_SIZE or i == len(files) - 1:
+            yield files[start : i + 1], torch.cat(pixels)
+            pixels, start = [], i + 1
+
+
+@torch.no_grad()
+def _predictions(model: JemModel, pixels: torch.Tensor, known: list[int]) -> list[dict]:
+    """`energy` and `probabilities` of images, given the K labels that are `known` (-1 where one is not)."""
+    distribution = model.label_distribution(pixels)
+    labels = torch.tensor([known] * len(pixels), device=pixels.device)
+    energies = -distribution.log_joint(labels)
+    scores = model.log_odds(distribution.marginal_logits(labels)[0]).sigmoid()
+    return [
+        {"energy": energy, "probabilities": dict(zip(model.config.label_names, row))}
+        for energy, row in zip(energies.tolist(), scores.tolist())
+    ]
+
+
+def _print_prediction(result: dict) -> None:
+    typer.echo(f"{result['image']}  energy {result['energy']:.2f}")
+    for name, p in sorted(result["probabilities"].items(), key=lambda item: -item[1]):
+        typer.echo(f"  {p:6.3f}  {name}")

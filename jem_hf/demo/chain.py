@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from queue import SimpleQueue
 from urllib.parse import urlencode
 
-import torch
+from ..models.configuration_jem import JemConfig
 
 MAX_IMAGES = 16
 MAX_STEPS = 200
@@ -51,6 +51,15 @@ class Drawing:
             if value is None or not low <= value <= high:
                 raise ValueError(f"{name.replace('_', ' ')} is a number from {low} to {high}, not {value}")
 
+    @classmethod
+    def of(cls, model: str, config: JemConfig) -> "Drawing":
+        """What the model of a config draws by default, within the limits."""
+        return cls(
+            model,
+            num_inference_steps=min(config.num_inference_steps, MAX_STEPS),
+            guidance_scale=min(max(0.0, float(config.guidance_scale)), MAX_GUIDANCE),
+        )
+
     def query(self) -> str:
         """The link that makes these images again, from the `?` on."""
         return "?" + urlencode(asdict(self))
@@ -82,37 +91,20 @@ class Drawing:
         return {name: getattr(self, name) for name in names}
 
 
-class Stops:
-    """What ends the running chains, by visitor."""
-
-    def __init__(self):
-        self.events: dict[str, threading.Event] = {}
-
-    def start(self, visitor: str) -> threading.Event:
-        """A new chain's event."""
-        event = self.events[visitor] = threading.Event()
-        return event
-
-    def stop(self, visitor: str) -> None:
-        """End the chain of a visitor, if one is running."""
-        if visitor in self.events:
-            self.events[visitor].set()
-
-    def end(self, visitor: str) -> None:
-        """The chain is over."""
-        self.events.pop(visitor, None)
-
-
-def watch(run: Callable, stop: threading.Event) -> Iterator[tuple[torch.Tensor, list[float]]]:
+def watch(run: Callable, stop: threading.Event, show: Callable) -> Iterator:
     """
-    Run `run(callback)` in a thread: yields the newest images of its chain and the mean energies of all steps so far.
+    Run `run(callback)` in a thread, and yield `show(x, energies)` of the newest images of its chain.
 
     The chain ends before its next step once `stop` is set, or this generator is closed.
 
+    Args:
+        run: Draws images, its callback being called before each step.
+        show: What to make of the images (B, C, H, W) and the mean energies before each step so far.
+
     Returns:
-        What `run` returns, the number of steps done, and the mean energy before each and before the one that was not.
+        What `run` returns, the number of steps done, and the mean energies.
     """
-    frames, energies, done = SimpleQueue(), [], object()
+    frames, energies, end = SimpleQueue(), [], object()
     stopped = False
 
     def callback(x, info):
@@ -124,14 +116,15 @@ def watch(run: Callable, stop: threading.Event) -> Iterator[tuple[torch.Tensor, 
 
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(run, callback)
-        future.add_done_callback(lambda _: frames.put(done))
+        future.add_done_callback(lambda _: frames.put(end))
         try:
-            while (x := _newest(frames)) is not done:
-                yield x, list(energies)
-        except GeneratorExit:
-            stop.set()
-            raise
-        return future.result(), len(energies) - stopped, energies
+            while (x := _newest(frames)) is not end:
+                yield show(x, list(energies))
+        finally:
+            stop.set()  # no more steps for a visitor who has left
+        drawn = future.result()
+        steps_done = len(energies) - 1 if stopped else len(energies)  # the step that it stopped before has an energy
+        return drawn, steps_done, energies
 
 
 def _newest(queue: SimpleQueue):

@@ -6,6 +6,7 @@ from math import isnan
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedModel
 
 from ..metrics.tables import tables
 from ..models.configuration_jem import JemConfig
@@ -121,9 +122,10 @@ def write_card(
     return folder / "README.md"
 
 
-def write_draft(folder: str | Path, config: JemConfig, num_parameters: int, name: str) -> Path:
+def write_draft(folder: str | Path, model: PreTrainedModel, name: str) -> Path:
     """The card of a model of which no more is known than what it is."""
-    return write_card(folder, config, {"num_parameters": num_parameters}, name=name, recipe=None, dataset=None)
+    report = {"num_parameters": model.num_parameters()}
+    return write_card(folder, model.config, report, name=name, recipe=None, dataset=None)
 
 
 def without_folders(name: str) -> str:

@@ -10,10 +10,9 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard, SpaceCardData
 
 from ..models.modeling_jem import JemModel
 
-PACKAGES = ("torch", "torchvision", "transformers", "timm", "huggingface-hub", "safetensors")
+PACKAGES = "torch|torchvision|transformers|timm|huggingface-hub|safetensors"  # that the page needs
+LICENSE = ("license", "license_name", "license_link")
 TEXT = """
-# {title}
-
 A page to make, tag and edit images with a joint energy-based model. `model/` is its checkpoint, `jem_hf/` the code
 that reads it, and `app.py` the page.
 """
@@ -24,8 +23,9 @@ def write_space(model: JemModel, folder: str | Path, title: str) -> None:
     Write the files of a Space: `app.py` (the file demo/page.py), `model/`, `jem_hf/`, `requirements.txt`, `README.md`.
 
     Args:
-        folder: Where to; made if there is none.
-        title: What the Space is called.
+        model ([`JemModel`]): What it draws with.
+        folder (`str` or `Path`): Where to; made if there is none.
+        title (`str`): What the Space is called.
     """
     folder, package = Path(folder), Path(__file__).parents[1]
     model.save_pretrained(folder / "model", code=False)
@@ -33,8 +33,10 @@ def write_space(model: JemModel, folder: str | Path, title: str) -> None:
     skipped = shutil.ignore_patterns("__pycache__", "cli", "model_cards", "recipes")
     shutil.copytree(package, folder / "jem_hf", ignore=skipped)
     shutil.copyfile(package / "demo" / "page.py", folder / "app.py")
-    needed = [line for line in requires("jem_hf") if re.match(r"[\w-]+", line)[0].lower() in PACKAGES]
-    (folder / "requirements.txt").write_text("\n".join(line for line in needed if "extra ==" not in line) + "\n")
+    needed = [line for line in requires("jem_hf") if re.match(rf"({PACKAGES})\b(?!.*extra ==)", line)]
+    (folder / "requirements.txt").write_text("\n".join(needed) + "\n")
+    documented = (folder / "model" / "README.md").is_file()
+    declared = ModelCard.load(folder / "model" / "README.md").data.to_dict() if documented else {}
     card = SpaceCardData(
         title=title,
         sdk="gradio",
@@ -43,15 +45,9 @@ def write_space(model: JemModel, folder: str | Path, title: str) -> None:
         app_file="app.py",
         short_description="Images for any combination of attributes",
         tags=["jem", "energy-based-model"],
-        **_license(folder / "model" / "README.md"),
+        **{name: declared[name] for name in LICENSE if name in declared},
     )
-    (folder / "README.md").write_text(f"---\n{card.to_yaml()}\n---\n{TEXT.format(title=title)}")
-
-
-def _license(card: Path) -> dict:
-    """What the model's card says of its licence."""
-    data = ModelCard.load(card).data.to_dict() if card.is_file() else {}
-    return {name: data[name] for name in ("license", "license_name", "license_link") if name in data}
+    (folder / "README.md").write_text(f"---\n{card.to_yaml()}\n---\n\n# {title}\n{TEXT}")
 
 
 def push_space(

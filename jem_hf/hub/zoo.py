@@ -29,11 +29,7 @@ class ZooModel:
     @property
     def is_trained(self) -> bool:
         """Whether there are weights, here or at the card's Hub repo."""
-        return (self.folder / WEIGHTS).is_file() or (self.is_on_hub and WEIGHTS in self.files)
-
-    @property
-    def is_on_hub(self) -> bool:
-        return bool(self.card.get("repo_id"))
+        return (self.folder / WEIGHTS).is_file() or (bool(self.card.get("repo_id")) and WEIGHTS in self.files)
 
     @property
     def files(self) -> dict[str, dict]:
@@ -131,9 +127,5 @@ def resolve(name_or_path: str | os.PathLike, files=(WEIGHTS,), kwargs: dict | No
     )
 
 
-def _write_card(folder, model, name):
-    write_draft(folder, model.config, model.num_parameters(), name)
-
-
 OnHub.resolve = staticmethod(resolve)
-OnHub.write_card = staticmethod(_write_card)
+OnHub.write_card = staticmethod(write_draft)

@@ -102,13 +102,6 @@ def jem_cnn(pretrained=False, **kwargs) -> JemCnn:
     return build_model_with_cfg(JemCnn, "jem_cnn", pretrained, **kwargs)
 
 
-def check_backbone(name: str):
-    """Raise `ValueError` unless timm has the architecture `name`."""
-    if not timm.is_model(name):
-        similar = [*timm.list_models(f"{name.split('_')[0]}*"), "jem_cnn", "convnext_atto", "nf_resnet26"]
-        raise ValueError(f"unknown backbone {name!r}; timm has, for example, {', '.join(sorted(set(similar))[:5])}")
-
-
 def create_backbone(name: str, image_size: int, num_channels: int, **kwargs) -> nn.Module:
     """
     A timm model that maps images (B, C, H, W) to features (B, `head_hidden_size`) and can be differentiated twice.

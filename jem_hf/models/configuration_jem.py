@@ -1,15 +1,14 @@
 """Configuration of a joint energy-based model."""
 
 import json
-from difflib import get_close_matches
-from math import inf, isfinite
 
+import timm
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .hub_jem import IS_REMOTE_CODE, OnHub
+from .values_jem import BINARY, as_float, label_of, nearest_name, value_of
 
-BINARY = ["False", "True"]
 SMALLEST = dict(image_size=1, num_channels=1, num_inference_steps=1, flow_time=0, step_size=0, noise_scale=0)
 CHOICES = {
     "head": ["product", "pairwise", "dot", "mlp"],
@@ -17,12 +16,6 @@ CHOICES = {
     "free_attributes": ["marginalise", "gibbs", "complete"],
     "label_sampler": ["gibbs", "gibbs_with_gradients"],
 }
-
-
-def nearest_name(name: str, names) -> str:
-    """The end of an error message about an unknown name: `"; did you mean 'Smiling'?"`, or what there is."""
-    match = get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else f"; choose from {', '.join(names)}"
 
 
 @strict
@@ -93,6 +86,7 @@ class JemConfig(OnHub, PreTrainedConfig):
         self.attribute_values = self.attribute_values or {}
         self.novel_combinations = self.novel_combinations or []
         self._check_attributes()
+        self.novel_combinations = [self._with_values(each) for each in self.novel_combinations]
         self._check_network()
         self._check_numbers()
         kwargs["id2label"] = dict(enumerate(self.label_names))
@@ -114,26 +108,28 @@ class JemConfig(OnHub, PreTrainedConfig):
                 raise ValueError(f"duplicate attribute {name!r}: name every attribute once")
         for name, values in self.attribute_values.items():
             if name not in self.attributes:
-                raise ValueError(
-                    f"attribute_values has the unknown attribute {name!r}{nearest_name(name, self.attributes)}"
-                )
+                nearest = nearest_name(name, self.attributes)
+                raise ValueError(f"attribute_values has the unknown attribute {name!r}{nearest}")
             if len(values) < 2 or len(set(values)) < len(values):
                 raise ValueError(f"attribute {name!r} needs at least two different values, not {values}")
         for label in self.label_names:
             if self.label_names.count(label) > 1:
                 raise ValueError(f"two labels are called {label!r}: rename the attribute or the value")
-        for name, value in (item for combination in self.novel_combinations for item in combination.items()):
+
+    def _with_values(self, combination: dict) -> dict[str, bool | str]:
+        """A novel combination with its values as users write them."""
+        found = {}
+        for name, value in combination.items():
             if name not in self.attributes:
-                raise ValueError(
-                    f"novel_combinations has the unknown attribute {name!r}{nearest_name(name, self.attributes)}"
-                )
-            if str(value) not in self.values(name):
-                raise ValueError(f"novel_combinations: {name!r} has the values {self.values(name)}, not {value!r}")
+                nearest = nearest_name(name, self.attributes)
+                raise ValueError(f"novel_combinations has the unknown attribute {name!r}{nearest}")
+            found[name] = value_of(label_of(name, value, self.values(name)), self.attribute_values.get(name))
+        return found
 
     def _check_network(self):
-        from .backbone_jem import check_backbone
-
-        check_backbone(self.backbone)
+        if self.backbone != "jem_cnn" and not timm.is_model(self.backbone):
+            nearest = nearest_name(self.backbone, ["jem_cnn", *timm.list_models()])
+            raise ValueError(f"unknown backbone {self.backbone!r}{nearest}")
         try:
             json.dumps({**self.backbone_kwargs, "": ""}, sort_keys=True)  # names that are none do not sort
         except (TypeError, ValueError) as error:
@@ -147,11 +143,8 @@ class JemConfig(OnHub, PreTrainedConfig):
 
     def _check_numbers(self):
         for field, smallest in SMALLEST.items():
-            value = getattr(self, field)
-            if isinstance(value, bool) or not smallest <= value < inf:
-                raise ValueError(f"{field} is a number from {smallest} on, not {value}")
-        if not isfinite(self.guidance_scale):
-            raise ValueError(f"guidance_scale is a finite number, not {self.guidance_scale}")
+            as_float(field, getattr(self, field), smallest)
+        as_float("guidance_scale", self.guidance_scale)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

@@ -4,15 +4,15 @@ import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from math import isfinite
 
 import torch
 
 from .chains_jem import Schedule, progress_of
-from .configuration_jem import CHOICES, JemConfig, nearest_name
+from .configuration_jem import CHOICES, JemConfig
 from .label_distributions_jem import LabelDistribution
 from .label_prior_jem import PairwiseLabelPrior
 from .sampling_jem import NEVER, SAMPLERS, Condition, flow_steps, initial_noise, run_chain
+from .values_jem import as_float, as_int, nearest_name
 
 # What an edit asks for counts 32 times, what it leaves as it is twice; and it takes half as many steps again as a
 # drawing, for so steep an energy overshoots in longer ones. docs/how_to_edit.md has the measurements.
@@ -30,6 +30,7 @@ class SamplingMixin:
     label_prior: PairwiseLabelPrior
     label_distribution: Callable[..., LabelDistribution]
     _checked: Callable[..., torch.Tensor]
+    _check_pixels: Callable[[torch.Tensor], None]
 
     @torch.no_grad()
     def generate(
@@ -83,6 +84,7 @@ class SamplingMixin:
         if noise is None:
             shape = (len(condition.labels), config.num_channels, config.image_size, config.image_size)
             noise = initial_noise(config.sampler, shape, self.device, generator)
+        self._check_pixels(noise)
         return run_chain(
             label_distribution=partial(self.label_distribution, batch_size=batch_size, label_sampler=label_sampler),
             x=noise,
@@ -135,6 +137,7 @@ class SamplingMixin:
         Raises:
             ValueError: a strength out of its range, or a mask of another shape.
         """
+        self._check_pixels(pixel_values)
         strength = 1.0 if mask is not None else strength
         if not 0 < strength <= 1:
             raise ValueError(f"strength is above 0 and at most 1, not {strength}")
@@ -194,11 +197,9 @@ class SamplingMixin:
         if sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}{nearest_name(sampler, SAMPLERS)}")
         num_steps = config.num_inference_steps if num_steps is None else num_steps
-        if not isinstance(num_steps, int) or num_steps < 1:
-            raise ValueError(f"num_inference_steps is a whole number from 1 on, not {num_steps!r}")
+        num_steps = as_int("num_inference_steps", num_steps)
         guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
-        if not isinstance(guidance_scale, int | float) or not isfinite(guidance_scale):
-            raise ValueError(f"guidance_scale is a finite number, not {guidance_scale!r}")
+        guidance_scale = as_float("guidance_scale", guidance_scale)
         defaults: dict[str, dict] = {
             "flow": {"step_size": flow_steps(num_steps, config.flow_time)},
             "langevin": {"step_size": config.step_size, "noise_scale": config.noise_scale, "bounds": (-1.0, 1.0)},

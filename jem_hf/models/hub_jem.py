@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -31,7 +32,8 @@ IS_REMOTE_CODE = __name__.startswith("transformers_modules.")
 class OnHub:
     """Mixin of configuration, model and image processor: names of the zoo, downloads that are checked, uploads."""
 
-    checkpoint_files = ()
+    checkpoint_files: tuple[str, ...] = ()
+    remote_code: dict = {}  # what the first of these files says of the code beside it
     resolve = None  # hub.zoo sets it: (name, files, arguments) -> (folder or Hub id, arguments, SHA-256 by file)
     write_card = None  # hub.zoo sets it: (folder, config, name) -> a card for a model that has none
 
@@ -42,22 +44,41 @@ class OnHub:
 
         Raises:
             ValueError: a model of the zoo that has no weights yet.
-            OSError: nothing of that name, or a file that is not what its hash says.
+            OSError: nothing of that name, a file in place of its folder, or one that is not what its hash says.
         """
         name, declared = pretrained_model_name_or_path, {}
-        if name is not None and OnHub.resolve is not None:
-            name, kwargs, declared = OnHub.resolve(name, cls.checkpoint_files, kwargs)
-        if name is not None and not Path(name).exists():
-            kwargs = _checked_download(str(name), cls.checkpoint_files, kwargs, declared)
-        elif name is not None and Path(name).is_dir():
-            file = Path(name, kwargs.get("subfolder") or "", cls.checkpoint_files[0])
-            if not file.is_file():
-                raise OSError(f"{file.parent} has no {file.name}: give the folder of a checkpoint")
+        if name is not None:
+            name = os.path.expanduser(name)
+            if OnHub.resolve is not None:
+                name, kwargs, declared = OnHub.resolve(name, cls.checkpoint_files, kwargs)
+            folder = Path(name, kwargs.get("subfolder") or "")
+            if not Path(name).exists():
+                kwargs = _checked_download(name, cls.checkpoint_files, kwargs, declared)
+            elif Path(name).is_file():
+                raise OSError(f"{name} is a file: give the folder that it is in, {Path(name).parent}")
+            elif not (folder / cls.checkpoint_files[0]).is_file():
+                raise OSError(f"{folder} has no {cls.checkpoint_files[0]}: give the folder of a checkpoint")
         loaded = super().from_pretrained(name, *args, **kwargs)
         if cls._is_model():
             model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
             model._revision = kwargs.get("revision")
         return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *, code: bool = True, **kwargs):
+        """
+        Save to a folder, see transformers; unless `code` is False with all that makes it work without `jem_hf`.
+
+        Raises:
+            OSError: a file in place of the folder.
+        """
+        folder = Path(save_directory).expanduser()
+        if folder.is_file():
+            raise OSError(f"{folder} is a file: give a folder to save to")
+        saved = super().save_pretrained(folder, **kwargs)
+        if self.remote_code and code and kwargs.get("is_main_process", True):
+            save_code(folder)
+            update_json(folder / self.checkpoint_files[0], self.remote_code)
+        return saved
 
     def push_to_hub(
         self,
@@ -96,10 +117,10 @@ class OnHub:
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, **kwargs)
             self._add_documents(Path(folder))
-            if (Path(folder) / "README.md").is_file():
-                address_card(Path(folder), repo_id, revision)
-            elif self._needs_card(api, repo_id, revision):
+            card = Path(folder, "README.md")
+            if not card.is_file() and self._needs_card(api, repo_id, revision):
                 OnHub.write_card(Path(folder), self, repo_id.split("/")[-1])
+            if card.is_file():
                 address_card(Path(folder), repo_id, revision)
             return api.upload_folder(
                 repo_id=repo_id,
@@ -153,13 +174,10 @@ def _checked_download(repo_id: str, files, kwargs: dict, declared: dict[str, str
 
 def file_hash(path: str | Path, like: str = 64 * "0") -> str:
     """SHA-256 of a file, or git's SHA-1 of it where `like` is 40 characters long."""
-    path = Path(path)
     is_git = len(like) == 40
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size) if is_git else hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    start = hashlib.sha1(b"blob %d\0" % Path(path).stat().st_size) if is_git else hashlib.sha256()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: start).hexdigest()
 
 
 def describe_files(folder: str | Path) -> list[dict]:

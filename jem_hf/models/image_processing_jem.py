@@ -1,6 +1,8 @@
-"""Images in, pixels in [-1, 1] out, and back."""
+"""Images in, pixels in [-1, 1] out, and back. Whatever shows an image to the model opens it here."""
 
+import io
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -8,64 +10,145 @@ from PIL import Image, ImageOps
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling
 
-from .hub_jem import PROCESSOR_AUTO_MAP, OnHub, save_code, update_json
+from .hub_jem import PROCESSOR_AUTO_MAP, OnHub
 
 MAX_ASPECT_RATIO = 200
+ADDRESSES = ("http://", "https://", "data:")
+
+ImageSource = Image.Image | np.ndarray | torch.Tensor | str | Path
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """The image of a file, upright and in RGB. Raises `ValueError` for a file that is none, damaged or too large."""
-    try:
-        with Image.open(path) as image:
-            _check_size(image)
-            return to_rgb(image)
-    except Exception as error:  # of many kinds: PIL's and those of its decoders
-        raise ValueError(f"cannot read the image {str(path)!r}: {error or type(error).__name__}") from error
+def open_image(
+    source: ImageSource,
+    formats: tuple[str, ...] | None = None,
+    max_pixels: int | None = None,
+    channels: str | None = None,
+) -> Image.Image:
+    """
+    An image, upright, whole and with 8 bits a channel.
+
+    Args:
+        source: An image, the path or URL of one, or an array or tensor: (H, W), (H, W, C) or (C, H, W), with 1 to 4
+            channels of integers from 0 to 255 (of 16 bits: to 65535), floats from 0 to 1 or from 0 to 255, or bools.
+        formats (`tuple[str]`, *optional*): Names of the formats that a file may have, by default all that PIL reads.
+        max_pixels (`int`, *optional*, defaults to `PIL.Image.MAX_IMAGE_PIXELS`): Limit of height times width.
+        channels (`str`, *optional*): `"channels_first"` or `"channels_last"`, for arrays that could be either.
+
+    Raises:
+        ValueError: no image, a damaged one, one that is too large or too narrow, or pixels out of their range.
+    """
+    if isinstance(source, str | Path):
+        try:
+            file = io.BytesIO(urlopen(str(source), timeout=60).read()) if str(source).startswith(ADDRESSES) else source
+            with Image.open(file, formats=formats) as image:
+                return _upright(image, max_pixels)
+        except Exception as error:  # of many kinds: PIL's and those of its decoders
+            raise ValueError(
+                f"cannot read the image {str(source)[:200]!r}: {error or type(error).__name__}"
+            ) from error
+    return _upright(source if isinstance(source, Image.Image) else _from_array(source, channels), max_pixels)
+
+
+def read_image(
+    source: ImageSource, formats: tuple[str, ...] | None = None, max_pixels: int | None = None
+) -> Image.Image:
+    """An image of any kind in RGB, see [`open_image`] and [`to_rgb`]."""
+    return to_rgb(open_image(source, formats, max_pixels))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """
-    An image of any mode, upright and in RGB: 16 bits scaled to 8, transparency on white.
-
-    Raises:
-        ValueError: no pixels, more than `PIL.Image.MAX_IMAGE_PIXELS`, sides of 200 to 1 and beyond, or pixels of 32
-            bits that are not those of an image of 8 or 16.
-    """
-    _check_size(image)
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        pixels = np.asarray(image)
-        if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() < 1 << 16):
-            raise ValueError(
-                f"pixels of mode {image.mode} are beyond 0 to 65535: save the image with 8 bits a channel"
-            )
-        if image.mode == "F" and pixels.max() > 255:
-            raise ValueError("pixels of mode F are beyond 0 to 255: save the image with 8 bits a channel")
-        scale = 1 if image.mode == "F" else 257
-        image = Image.fromarray((pixels / scale).round().astype(np.uint8))
-    if image.mode == "La":
-        image = image.convert("LA")
+    """An image of any mode, upright and in RGB, transparency on white. Raises `ValueError` as [`open_image`] does."""
+    image = _upright(image)
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")
 
 
-def _check_size(image: Image.Image) -> None:
+def to_mask(image: Image.Image) -> Image.Image:
+    """
+    A mask as white and black in RGB: white is what is bright and opaque; where nothing is, strokes on a transparent
+    ground, of whatever colour.
+
+    Raises:
+        ValueError: nothing is white, or as [`open_image`] does.
+    """
+    image = _upright(image)
+    image = image if image.has_transparency_data else image.convert("RGB")
+    pixels = np.asarray(image.convert("RGBA")).astype(float)
+    brightness, alpha = pixels[..., :3].max(-1), pixels[..., 3] / 255
+    if brightness.max() == 1:  # 0 and 1, as masks of labels are
+        brightness = brightness * 255
+    white = brightness * alpha > 127.5
+    if not white.any() and alpha.min() <= 0.5:
+        white = alpha > 0.5
+    if not white.any():
+        raise ValueError("the mask has nothing white: paint white what is to be drawn anew, and the rest black")
+    return Image.fromarray(white).convert("RGB")
+
+
+def _upright(image: Image.Image, max_pixels: int | None = None) -> Image.Image:
+    """The image as its camera was held, in a mode of 8 bits that other modes can be made of."""
     width, height = image.size
     if min(width, height) < 1 or max(width, height) >= MAX_ASPECT_RATIO * min(width, height):
         raise ValueError(
             f"an image of {width}x{height} pixels is no picture: its sides are below {MAX_ASPECT_RATIO} to 1"
         )
-    if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(f"{width}x{height} pixels are too many: make the image smaller")
+    limit = max_pixels or Image.MAX_IMAGE_PIXELS
+    if limit and width * height > limit:
+        raise ValueError(f"{width}x{height} pixels are more than {limit}: make the image smaller")
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        pixels = np.asarray(image)
+        if image.mode == "I" and pixels.min() >= 0 and pixels.max() < 1 << 16:  # PIL's for 16 bits
+            pixels = pixels.astype(np.uint16)
+        try:
+            return _from_array(pixels)
+        except ValueError as error:
+            raise ValueError(f"pixels of mode {image.mode}: save the image with 8 bits a channel; {error}") from error
+    return image.convert("LA") if image.mode == "La" else image
 
 
-def _as_tensor(image) -> torch.Tensor:
-    """An array as a tensor that can be resized. Raises `ValueError` for pixels beyond 0 to 255."""
-    image = torch.as_tensor(image)
-    if not image.numel() or image.is_complex() or not (image.double().min() >= 0 and image.double().max() <= 255):
-        raise ValueError("pixels of an array or tensor are numbers from 0 to 255: scale them, or give a PIL image")
-    return image.float() if image.is_floating_point() else image.to(torch.uint8)
+def _from_array(array: np.ndarray | torch.Tensor, channels: str | None = None) -> Image.Image:
+    """The image of one array or tensor, see [`open_image`]."""
+    pixels = to_bytes(array)
+    if pixels.ndim == 4 and len(pixels) == 1:
+        pixels = pixels[0]
+    if pixels.ndim == 3 and (pixels.shape[0] <= 4 if channels is None else channels == "channels_first"):
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim not in (2, 3) or pixels.shape[2:] > (4,):
+        raise ValueError(
+            f"an array of shape {pixels.shape} is no image: give (H, W), (H, W, C) or (C, H, W), C up to 4"
+        )
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
+
+
+def to_bytes(array: np.ndarray | torch.Tensor) -> np.ndarray:
+    """
+    Pixels as uint8: floats that are all in [0, 1] are scaled, and so are bools and 16 bits.
+
+    Raises:
+        ValueError: no numbers, or numbers that are none of those, such as pixels in [-1, 1].
+    """
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        array = (array.double() if array.is_floating_point() else array).numpy()  # numpy has no bfloat16
+    pixels = np.asarray(array)
+    kind = pixels.dtype.kind
+    if kind in "buif" and pixels.size:
+        highest, scale = pixels.max(), 1.0
+        if kind == "u" and pixels.dtype.itemsize == 2:
+            scale = 1 / 257
+        elif kind == "b" or (kind == "f" and highest < 1.001):  # 1, and what rounding makes of it
+            scale = 255.0
+        scaled = (pixels.astype(float) * scale).round()
+        is_overshot = kind == "f" and scale == 1 and highest < 2  # by a filter: no picture of 0 to 255 is as dark
+        if scaled.min() >= 0 and scaled.max() <= 255 and not is_overshot:
+            return scaled.astype(np.uint8)
+    raise ValueError(
+        f"pixels of an array or tensor are numbers from 0 to 255 or floats from 0 to 1, not these of {pixels.dtype}: "
+        "clip or scale them, those in [-1, 1] as (x + 1) / 2"
+    )
 
 
 class JemImageProcessor(OnHub, TorchvisionBackend):
@@ -76,6 +159,7 @@ class JemImageProcessor(OnHub, TorchvisionBackend):
     """
 
     checkpoint_files = ("preprocessor_config.json",)
+    remote_code = {"auto_map": PROCESSOR_AUTO_MAP}
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_STANDARD_MEAN
     image_std = IMAGENET_STANDARD_STD
@@ -88,26 +172,24 @@ class JemImageProcessor(OnHub, TorchvisionBackend):
     do_normalize = True
     do_convert_rgb = True
 
-    def save_pretrained(self, save_directory, *, code: bool = True, **kwargs):
-        """Save `preprocessor_config.json` and, unless `code` is False, what makes it work without `jem_hf`."""
-        saved = super().save_pretrained(save_directory, **kwargs)
-        if code:
-            save_code(save_directory)
-            update_json(saved[0], {"auto_map": PROCESSOR_AUTO_MAP})
-        return saved
-
     def to_dict(self):
         content = super().to_dict()
         content.pop("auto_map", None)  # names code: of the folder that it was loaded from
         return content
 
-    def process_image(self, image, do_convert_rgb=None, **kwargs):
-        """One image (C, H, W) of an image, array or tensor; see [`to_rgb`] for what it refuses."""
-        if not isinstance(image, Image.Image):
-            image = _as_tensor(image)
-        elif do_convert_rgb:
-            image = to_rgb(image)
-        return super().process_image(image, do_convert_rgb=do_convert_rgb, **kwargs)
+    def fetch_images(self, images):
+        """Images of all kinds that [`open_image`] takes, lists of them, and batches in one array, scaled alike."""
+        if isinstance(images, list | tuple):
+            return [self.fetch_images(each) for each in images]
+        if not isinstance(images, np.ndarray | torch.Tensor):
+            return open_image(images)
+        pixels = to_bytes(images)
+        return pixels[None] if pixels.ndim == 2 else pixels
+
+    def process_image(self, image, do_convert_rgb=None, input_data_format=None, **kwargs):
+        """One image as a tensor (C, H, W); see [`open_image`] for what it refuses."""
+        image = open_image(image, channels=input_data_format)
+        return super().process_image(to_rgb(image) if do_convert_rgb else image, **kwargs)
 
     @staticmethod
     def to_pil(pixel_values: torch.Tensor) -> list[Image.Image]:

@@ -12,7 +12,7 @@ from .backbone_jem import create_backbone, init_non_persistent_buffers
 from .configuration_jem import JemConfig
 from .generation_jem import SamplingMixin
 from .heads_jem import HEADS, cross_entropy
-from .hub_jem import AUTO_MAP, TASK, OnHub, copy_documents, save_code, source_folder, update_json
+from .hub_jem import AUTO_MAP, TASK, OnHub, copy_documents, source_folder
 from .image_processing_jem import JemImageProcessor
 from .label_distributions_jem import LabelDistribution
 from .label_prior_jem import PairwiseLabelPrior
@@ -66,6 +66,7 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
 
     config_class = JemConfig
     checkpoint_files = ("config.json", "model.safetensors")
+    remote_code = {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
     base_model_prefix = "jem"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -92,16 +93,11 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
     def _init_weights(self, module):
         init_non_persistent_buffers(module)  # and nothing else: timm and torch have initialised the rest
 
-    def save_pretrained(self, save_directory, is_main_process: bool = True, *, code: bool = True, **kwargs):
+    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
         """Save weights and config and, unless `code` is False, what makes them work without `jem_hf`."""
         push = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
         to_hub = kwargs.pop("push_to_hub", False)
-        super().save_pretrained(save_directory, is_main_process, **kwargs)
-        if code and is_main_process:
-            save_code(save_directory)
-            update_json(
-                Path(save_directory) / "config.json", {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
-            )
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if to_hub and is_main_process:
             self.push_to_hub(push.pop("repo_id", Path(save_directory).name), token=kwargs.get("token"), **push)
 
@@ -131,13 +127,7 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
             parts = pixel_values.split(batch_size)
             settings = dict(use_reentrant=False, preserve_rng_state=False)
             return torch.cat([checkpoint(self.potentials, part, **settings) for part in parts])
-        config = self.config
-        expected = (config.num_channels, config.image_size, config.image_size)
-        if tuple(pixel_values.shape[1:]) != expected:
-            raise ValueError(
-                f"images of shape (batch, {', '.join(map(str, expected))}) expected, not {tuple(pixel_values.shape)}: "
-                "resize them with JemImageProcessor"
-            )
+        self._check_pixels(pixel_values)
         return self.head(self.backbone(pixel_values.to(self.dtype)))
 
     def label_distribution(
@@ -232,16 +222,32 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
 
     def log_odds(self, logits: torch.Tensor) -> torch.Tensor:
         """(B, L), one for each of `config.id2label`, from logits (B, K, V) whose softmax is the prediction."""
-        columns = []
-        for k, names in enumerate(self.config.named_values.values()):
-            if names is None:
-                columns.append(logits[:, k, 1] - logits[:, k, 0])
-                continue
-            values = logits[:, k, : len(names)]
-            for v in range(values.shape[1]):
-                others = torch.cat([values[:, :v], values[:, v + 1 :]], dim=1)
-                columns.append(values[:, v] - others.logsumexp(1))
-        return torch.stack(columns, dim=1)
+        num_values = logits.shape[-1]
+        own = torch.eye(num_values, dtype=torch.bool, device=logits.device)
+        others = logits[:, :, None].expand(-1, -1, num_values, -1).masked_fill(own, -torch.inf).logsumexp(-1)
+        shown = [range(1, 2) if names is None else range(len(names)) for names in self.config.named_values.values()]
+        places = [(k, v) for k, values in enumerate(shown) for v in values]
+        k, v = torch.tensor(places, device=logits.device).unbind(1)
+        return logits[:, k, v] - others[:, k, v]
+
+    def _check_pixels(self, pixel_values: torch.Tensor) -> None:
+        """Raise `ValueError` unless these can be images (B, C, H, W) in [-1, 1], or such images on their way."""
+        config = self.config
+        expected = (config.num_channels, config.image_size, config.image_size)
+        if not isinstance(pixel_values, torch.Tensor) or pixel_values.shape[1:] != expected:
+            raise ValueError(
+                f"images of shape (batch, {', '.join(map(str, expected))}) expected, not "
+                f"{tuple(getattr(pixel_values, 'shape', ()))}: resize them with JemImageProcessor"
+            )
+        remedy = "scale those of 0 to 255 by x / 127.5 - 1, or use JemImageProcessor"
+        if not pixel_values.is_floating_point():
+            raise ValueError(f"images are floats in [-1, 1], not {pixel_values.dtype}: {remedy}")
+        # The images of a chain have a gradient, and a look at their values would wait for the device in every step.
+        # They leave [-1, 1] too, but they are noisy: none has no pixel below 0 and one above 2.
+        if pixel_values.numel() and not pixel_values.requires_grad:
+            lowest, highest = pixel_values.aminmax()
+            if lowest >= 0 and highest > 2:
+                raise ValueError(f"images are in [-1, 1], not from {lowest:g} to {highest:g}: {remedy}")
 
     def _checked(self, labels: torch.Tensor, num_images: int | None = None) -> torch.Tensor:
         sizes = self.config.num_values

@@ -1,19 +1,23 @@
-"""`pipeline("attribute-conditional-generation")`."""
+"""`pipeline("attribute-conditional-generation")`: requests and noise, a chain, images."""
 
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from transformers import Pipeline
-from transformers.image_utils import load_image
 
-from .image_processing_jem import JemImageProcessor, read_image
-from .requests_jem import Request, parse_composition, parse_request
+from .image_processing_jem import ImageSource, JemImageProcessor, open_image, to_mask, to_rgb
+from .requests_jem import Composition, Request, parse_composition, parse_request
 from .sampling_jem import NEVER, Condition, initial_noise
+from .values_jem import as_float, as_int, as_python, nearest_name, shown, value_of
 
 BATCH_SIZE = 64
-CHAIN_ARGUMENTS = ("num_inference_steps", "guidance_scale", "free_attributes", "sampler", "sampler_kwargs", "callback")
-NOT_FOR_EDITS = ("free_attributes", "sampler", "sampler_kwargs")
-EDIT_ARGUMENTS = ("strength", "mask", "hold_scale")
+MAX_SEED = 2**64 - 1
+WHOLE_NUMBERS = ("num_images", "num_candidates", "num_inference_steps", "batch_size")
+NUMBERS = ("guidance_scale", "strength", "hold_scale")
+OF_DRAWINGS = ("free_attributes", "sampler", "sampler_kwargs", "label_sampler")
+OF_EDITS = ("strength", "mask", "hold_scale")
+KNOWN = {*WHOLE_NUMBERS, *NUMBERS, *OF_DRAWINGS, *OF_EDITS, "to", "image", "seed", "generator", "callback"}
 
 
 class AttributeConditionalGenerationPipeline(Pipeline):
@@ -28,19 +32,18 @@ class AttributeConditionalGenerationPipeline(Pipeline):
     ```
     """
 
-    _load_processor = False
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    _load_processor = _load_image_processor = _load_video_processor = False
+    _load_feature_extractor = _load_tokenizer = False
+    model: Any  # a JemModel
 
     def __call__(self, requests: Request | list[Request], batch_size: int | None = None, **kwargs):
         """
         Draw images.
 
         Args:
-            requests: A dict of attribute to value, a string such as `"Eyeglasses & (Beard | ~Hat)"`, or a list of
-                either; see [`parse_composition`](requests_jem.py). `{}` and `""` leave all open.
+            requests (`str`, `dict` or a list of either):
+                Such as `"Eyeglasses & (Beard | ~Hat)"`, see [`parse_composition`](requests_jem.py). `{}` and `""`
+                leave all open.
             batch_size (`int`, defaults to 64):
                 Images that the network sees at once: it bounds the memory, and changes no result. It is halved until
                 the memory suffices.
@@ -50,11 +53,12 @@ class AttributeConditionalGenerationPipeline(Pipeline):
                 `E(x, y) - E(x) = -log p(y|x)`, lowest first.
             num_inference_steps, guidance_scale, free_attributes:
                 See [`JemConfig`], which holds the defaults; of edits [`JemModel.edit`].
-            sampler, sampler_kwargs: See [`JemModel.generate`].
-            to: Another request: the images go from the one to the other by equal steps, from the same noise.
-            image (`PIL.Image`, path or URL): Edited as each request says, what it does not name being held.
-            strength, mask, hold_scale: Of the edit, see [`JemModel.edit`]; the mask is an image, white where pixels
-                are drawn anew.
+            sampler, sampler_kwargs, label_sampler: See [`JemModel.generate`].
+            to (`str` or `dict`): Another request: the images go from the one to it by equal steps, from one noise.
+            image (`PIL.Image`, path, URL, array or tensor):
+                Edited as each request says, what it does not name being held; see [`open_image`].
+            mask (as `image`): Of the image's size, white where pixels are drawn anew.
+            strength, hold_scale (`float`): Of the edit, see [`JemModel.edit`].
             seed (`int`): Seed of each request's noise: requests of one call start from the same noise.
             generator (`torch.Generator`): Source of randomness instead of a seed.
             return_tensors (`bool`, defaults to False): Return `pixel_values` (C, H, W) in [-1, 1], not PIL images.
@@ -68,18 +72,19 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         Raises:
             ValueError: an empty list, an unknown attribute or value, a contradiction, an argument out of its range.
         """
-        size = next(each for each in (batch_size, self._batch_size, BATCH_SIZE) if each is not None)
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"batch_size is a whole number from 1 on, not {size!r}")
-        kwargs["chain_size"] = size
-        if not isinstance(requests, list):
-            return super().__call__((requests,), **kwargs)[0]
-        if not requests:
+        if batch_size is None:
+            batch_size = BATCH_SIZE if self._batch_size is None else self._batch_size
+        _, forward, postprocess = self._sanitize_parameters(batch_size=batch_size, **kwargs)
+        forward, postprocess = self._forward_params | forward, self._postprocess_params | postprocess
+        is_one = isinstance(requests, str) or hasattr(requests, "keys") or not hasattr(requests, "__iter__")
+        compositions = [self._composition(each, forward) for each in ([requests] if is_one else requests)]
+        if not compositions:
             raise ValueError("no request to draw: give one such as 'Eyeglasses & ~Beard'")
-        forward = self._forward_params | self._sanitize_parameters(**kwargs)[1]
-        together = max(1, size // (forward.get("num_images", 1) * forward.get("num_candidates", 1)))
-        batches = [tuple(requests[i : i + together]) for i in range(0, len(requests), together)]
-        return [images for batch in super().__call__(batches, batch_size=1, **kwargs) for images in batch]
+        together = max(1, forward["batch_size"] // (forward.get("num_images", 1) * forward.get("num_candidates", 1)))
+        drawn = []
+        for start in range(0, len(compositions), together):
+            drawn += self.run_single(compositions[start : start + together], {}, forward, postprocess)
+        return drawn[0] if is_one else drawn
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save the model, with all that this pipeline needs to be loaded from there."""
@@ -89,98 +94,122 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         """Upload the model, see [`JemModel.push_to_hub`]."""
         return self.model.push_to_hub(repo_id, **kwargs)
 
-    def _sanitize_parameters(
-        self,
-        return_tensors=None,
-        num_images=None,
-        num_candidates=None,
-        seed=None,
-        generator=None,
-        to=None,
-        image=None,
-        chain_size=None,
-        **arguments,
-    ):
-        own = dict(num_images=num_images, num_candidates=num_candidates, seed=seed, generator=generator)
-        for name in arguments:
-            if name not in (*CHAIN_ARGUMENTS, *EDIT_ARGUMENTS):
-                known = ", ".join((*own, "to", "image", "return_tensors", *CHAIN_ARGUMENTS, *EDIT_ARGUMENTS))
-                raise TypeError(f"unknown argument {name!r}; known: {known}")
-        for name in ("num_images", "num_candidates"):
-            if own[name] is not None and (not isinstance(own[name], int) or own[name] < 1):
-                raise ValueError(f"{name} is a whole number from 1 on, not {own[name]!r}")
-        if seed is not None and generator is not None:
-            raise ValueError("give a seed or a generator, not both")
-        if image is not None and (unused := [name for name in NOT_FOR_EDITS if arguments.get(name) is not None]):
-            raise ValueError(f"{', '.join(unused)}: only without an image to edit")
-        if image is None and (unused := [name for name in EDIT_ARGUMENTS if arguments.get(name) is not None]):
-            raise ValueError(f"{', '.join(unused)}: only with an image to edit")
-        if to is not None and (image is not None or num_candidates is not None):
-            raise ValueError("to goes with requests alone: leave image and num_candidates out")
-        if to is not None:
-            arguments["to"] = parse_request(to, self.model.config)
-        if image is not None:
-            arguments["image"] = self._pixels(image)
-        if arguments.get("mask") is not None:
-            arguments["mask"] = self._pixels(arguments["mask"]).mean(1, keepdim=True) > 0
-        arguments["chain_size"] = chain_size
-        forward = {name: value for name, value in (own | arguments).items() if value is not None}
-        return {}, forward, {} if return_tensors is None else {"return_tensors": return_tensors}
+    def _sanitize_parameters(self, return_tensors: bool | None = None, **given):
+        given = _checked({name: value for name, value in given.items() if value is not None})
+        if "to" in given:
+            given["to"] = parse_request(given["to"], self.model.config)
+        if "image" in given:
+            image = open_image(given["image"])
+            given["image"] = self._pixels(image)
+            if "mask" in given:
+                given["mask"] = self._mask(given["mask"], image.size)
+        return {}, given, {} if return_tensors is None else {"return_tensors": return_tensors}
 
-    def _pixels(self, image):
+    def _pixels(self, image: ImageSource) -> torch.Tensor:
         """(1, C, H, W) in [-1, 1]; an image that has the model's size already is taken as it is."""
-        size = self.model.config.image_size
-        if isinstance(image, str | Path):
-            image = load_image(image) if str(image).startswith(("http://", "https://", "data:")) else read_image(image)
+        image, size = to_rgb(open_image(image)), self.model.config.image_size
         cut = {} if image.size != (size, size) else {"do_resize": False, "do_center_crop": False}
         return self.model.image_processor()(image, return_tensors="pt", **cut)["pixel_values"].to(self.model.device)
 
-    def preprocess(self, requests):
-        compositions = [parse_composition(request, self.model.config) for request in requests]
+    def _mask(self, mask: ImageSource, size: tuple[int, int]) -> torch.Tensor:
+        """(1, 1, H, W), True where pixels are drawn anew: cut and resized as the image of this size is."""
+        opened = open_image(mask)
+        if opened.size != size:
+            (width, height), (mask_width, mask_height) = size, opened.size
+            raise ValueError(
+                f"the mask has {mask_width}x{mask_height} pixels and its image {width}x{height}: make both of one size"
+            )
+        inside = self._pixels(to_mask(opened)).mean(1, keepdim=True) > 0
+        if not inside.any():
+            raise ValueError("the mask has nothing white in the part of the image that the model sees, its centre")
+        return inside
+
+    def _composition(self, request: Any, arguments: dict) -> Composition:
+        composition = parse_composition(request, self.model.config)
+        is_plain = len(composition.alternatives) == 1 and all(weight == 1 for weight in composition.weights)
+        if ("to" in arguments or "image" in arguments) and not is_plain:
+            raise ValueError("edits, and ways to another request, take requests with neither alternatives nor weights")
+        return composition
+
+    def preprocess(self, compositions: list[Composition]) -> dict[str, torch.Tensor]:
+        """Labels (R, M, K) of the alternatives, `NEVER` where there are fewer than M, and weights (R, K)."""
         num = max(len(each.alternatives) for each in compositions)
         never = [NEVER] * len(self.model.config.attributes)
-        alternatives = [each.alternatives + [never] * (num - len(each.alternatives)) for each in compositions]
-        return {"labels": torch.tensor(alternatives), "weights": torch.tensor([each.weights for each in compositions])}
+        labels = [each.alternatives + [never] * (num - len(each.alternatives)) for each in compositions]
+        return {"labels": torch.tensor(labels), "weights": torch.tensor([each.weights for each in compositions])}
 
-    def _forward(
-        self, inputs, num_images=1, num_candidates=1, chain_size=BATCH_SIZE, seed=None, generator=None, **arguments
-    ):
-        """Draws in chains of `chain_size` images, and anew in chains of half the size where these do not fit."""
-        num_requests, num_drawn = len(inputs["labels"]), num_images * num_candidates
-        seeds = [_fresh_seed() if seed is None else seed for _ in range(num_requests if generator is None else 0)]
-        state = None if generator is None else generator.get_state()
-        chain_size = min(chain_size, num_requests * num_drawn)
-        while True:
+    def _forward(self, inputs, batch_size, num_images=1, num_candidates=1, seed=None, generator=None, **arguments):
+        """Draws in chains of `batch_size` images, and anew in chains of half the size where these do not fit."""
+        num_requests, num = len(inputs["labels"]), num_images * num_candidates
+        generators = [generator] * num_requests
+        if generator is None:
+            seeds = [_fresh_seed() if seed is None else seed for _ in range(num_requests)]
             generators = [torch.Generator(self.model.device).manual_seed(each) for each in seeds]
+        states = [each.get_state() for each in generators]
+        batch_size = min(batch_size, num_requests * num)
+        while True:
             try:
-                drawn = self._draw(inputs, num_drawn, generators or [generator] * num_requests, chain_size, arguments)
-                return _best(drawn, num_images)
+                return _best(self._draw(inputs, num, generators, batch_size, **arguments), num_images)
             except (RuntimeError, MemoryError) as error:
-                if chain_size == 1 or not _is_out_of_memory(error):
+                if batch_size == 1 or not _is_out_of_memory(error):
                     raise
             # here the exception, and with it all that the chain had allocated, is gone
-            chain_size //= 2
-            if generator is not None:
-                generator.set_state(state)
+            batch_size //= 2
+            for each, state in zip(generators, states):
+                each.set_state(state)
 
-    def _draw(self, inputs, num, generators, chain_size, arguments):
-        requested, weights = inputs["labels"], inputs["weights"]
-        if (weights == 1).all():
-            weights = [None] * len(requested)
-        starts = [self._start(*each, num, arguments) for each in zip(requested, weights, generators)]
-        ends = [self._run(*chain, arguments, chain_size) for chain in self._chains(starts, arguments, chain_size)]
-        x, labels = (torch.cat(parts) for parts in zip(*ends))
-        if "to" in arguments:  # each image is closer to the one or the other
-            first = torch.linspace(0, 1, num, device=x.device).repeat(len(requested)) <= 0.5
-            requested = labels = torch.where(first[:, None], labels[:, 0], labels[:, 1])
+    def _draw(self, inputs, num, generators, batch_size, to=None, image=None, mask=None, **arguments):
+        """Noise, chains, images, and what the model says of them: fields of shape (R, num, ...)."""
+        config, requested, weights = self.model.config, inputs["labels"], inputs["weights"]
+        weights = [None] * len(requested) if (weights == 1).all() else weights
+        free = arguments.get("free_attributes", config.free_attributes)
+        complete = free == "complete" and image is None
+        requests = zip(requested, weights, generators)
+        starts = [self._start(*request, num=num, to=to, complete=complete) for request in requests]
+        if (arguments.get("sampler", config.sampler), config.head) == ("flow", "product") and free != "gibbs":
+            # what draws nothing along its chain can share one with others
+            starts = _regrouped(starts, batch_size)
+            generators = [None] * len(starts)
+        arguments |= dict(image=image, mask=mask, batch_size=batch_size)
+        chains = [self._chain(start, generator=each, **arguments) for start, each in zip(starts, generators)]
+        x, labels = (torch.cat(ends) for ends in zip(*chains))
+        requested = requested.repeat_interleave(num, 0)
+        if to is not None:  # each image is closer to the one or the other
+            is_first = torch.linspace(0, 1, num, device=x.device).repeat(len(weights)) <= 0.5
+            requested = labels = torch.where(is_first[:, None], labels[:, 0], labels[:, 1])
+        parts = zip(*(each.split(batch_size) for each in (x.clamp(-1, 1), requested, labels)))
+        scores = [self._scores(*part) for part in parts]
+        return {name: torch.cat([each[name] for each in scores]).unflatten(0, (-1, num)) for name in scores[0]}
+
+    def _start(self, labels, weights, generator, num, to, complete) -> dict[str, torch.Tensor]:
+        """Noise for `num` images of one request, and what they are to show: fields of a [`Condition`]."""
+        model, config = self.model, self.model.config
+        shape = (num, config.num_channels, config.image_size, config.image_size)
+        if to is None:
+            noise = initial_noise(config.sampler, shape, model.device, generator)
+            labels = labels[0] if len(labels) == 1 else labels
+            condition = Condition(
+                labels.expand(num, *labels.shape), None if weights is None else weights.expand(num, -1)
+            )
+            condition = model.condition(condition, complete, generator)
         else:
-            requested = requested.repeat_interleave(num, 0)
-        parts = zip(*(each.split(chain_size) for each in (x.clamp(-1, 1), requested, labels)))
-        fields = [self._scores(*part) for part in parts]
-        return {name: torch.cat([part[name] for part in fields]).unflatten(0, (-1, num)) for name in fields[0]}
+            ends = torch.stack([labels[0], torch.tensor(to, device=labels.device)])
+            ends = model.label_prior.sample(ends, generator=generator) if complete else ends
+            noise = initial_noise(config.sampler, (1, *shape[1:]), model.device, generator).expand(shape)
+            condition = model.mixture(*ends[:, None].expand(-1, num, -1), torch.linspace(0, 1, num))
+        return {"noise": noise} | {name: field for name, field in vars(condition).items() if field is not None}
 
-    def _scores(self, x, requested, labels):
-        """All that is told of images (B, C, H, W)."""
+    def _chain(self, start, image, mask, **arguments) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and labels at the end of one chain."""
+        noise = start.pop("noise")
+        condition = Condition(**start)
+        if image is None:
+            return self.model.generate(condition, noise=noise, **arguments)
+        mask = None if mask is None else mask.expand(len(noise), -1, -1, -1)
+        return self.model.edit(image.expand_as(noise), condition.labels, mask=mask, noise=noise, **arguments)
+
+    def _scores(self, x, requested, labels) -> dict[str, torch.Tensor]:
+        """What the model says of images (B, C, H, W)."""
         distribution = self.model.label_distribution(x)
         log_joint = Condition(requested).log_joint(distribution)
         return {
@@ -191,85 +220,61 @@ class AttributeConditionalGenerationPipeline(Pipeline):
             "probabilities": distribution.marginal_logits()[0].softmax(-1),
         }
 
-    def _start(self, labels, weights, generator, num, arguments):
-        """Condition and noise of one request, for `num` images."""
-        model, config = self.model, self.model.config
-        shape = (num, config.num_channels, config.image_size, config.image_size)
-        complete = arguments.get("free_attributes", config.free_attributes) == "complete"
-        if "to" in arguments:
-            if (labels[1:] != NEVER).any() or weights is not None:
-                raise ValueError("to goes with requests that have neither alternatives nor weights")
-            ends = torch.stack([labels[0], torch.tensor(arguments["to"], device=labels.device)])
-            if complete:
-                ends = model.label_prior.sample(ends, generator=generator)
-            noise = initial_noise(config.sampler, (1, *shape[1:]), model.device, generator).expand(shape)
-            first, second = ends[:, None].expand(-1, num, -1)
-            return model.mixture(first, second, torch.linspace(0, 1, num)), noise, generator
-        noise = initial_noise(config.sampler, shape, model.device, generator)
-        labels = labels[0] if len(labels) == 1 else labels
-        condition = Condition(labels.expand(num, *labels.shape), None if weights is None else weights.expand(num, -1))
-        return model.condition(condition, complete and "image" not in arguments, generator), noise, generator
+    def postprocess(self, outputs, return_tensors=False) -> list[list[dict]]:
+        return [self._described(dict(zip(outputs, request)), return_tensors) for request in zip(*outputs.values())]
 
-    def _chains(self, starts, arguments, chain_size):
-        """Conditions and noise of at most `chain_size` images a chain; one chain a request that draws along it."""
-        config = self.model.config
-        free = arguments.get("free_attributes", config.free_attributes)
-        if (arguments.get("sampler", config.sampler), config.head) != ("flow", "product") or free == "gibbs":
-            return starts
-        conditions, noise, _ = zip(*starts)
-        parts = zip(_split(_concatenated(conditions), chain_size), torch.cat(noise).split(chain_size))
-        return [(condition, noise, None) for condition, noise in parts]
-
-    def _run(self, condition, noise, generator, arguments, chain_size):
-        """Images and labels at the end of one chain."""
-        call = {name: value for name, value in arguments.items() if name not in ("to", "image", "mask")}
-        call |= dict(noise=noise, generator=generator, batch_size=chain_size)
-        if "image" not in arguments:
-            return self.model.generate(condition, **call)
-        if condition.labels.ndim == 3 or condition.weights is not None:
-            raise ValueError("an image is edited by requests that have neither alternatives nor weights")
-        if "mask" in arguments:
-            call["mask"] = arguments["mask"].expand(len(noise), -1, -1, -1)
-        return self.model.edit(arguments["image"].expand_as(noise), condition.labels, **call)
-
-    def postprocess(self, outputs, return_tensors=False):
-        fields, values = ("pixel_values", "energy", "labels", "probabilities"), self.model.config.named_values
-        requests = zip(*(outputs[name] for name in fields))
-        return [self._describe(*request, values, return_tensors) for request in requests]
-
-    def _describe(self, x, energy, labels, probabilities, values, return_tensors):
-        """The dicts of one request's images; `values` are the config's `named_values`."""
+    def _described(self, drawn: dict[str, torch.Tensor], return_tensors: bool) -> list[dict]:
+        """What users get of the images of one request."""
+        x, values = drawn["pixel_values"], self.model.config.named_values
         images = x if return_tensors else JemImageProcessor.to_pil(x)
+        fields = (drawn[name].tolist() for name in ("energy", "probabilities", "labels"))
         return [
             {
-                "pixel_values" if return_tensors else "image": images[i],
-                "energy": energy[i].item(),
+                "pixel_values" if return_tensors else "image": image,
+                "energy": energy,
                 "probabilities": {
                     name: row[1] if names is None else dict(zip(names, row))
-                    for (name, names), row in zip(values.items(), probabilities[i].tolist())
+                    for (name, names), row in zip(values.items(), probabilities)
                 },
-                "attributes": {
-                    name: _value(label, names) for (name, names), label in zip(values.items(), labels[i].tolist())
-                },
+                "attributes": {name: value_of(label, names) for (name, names), label in zip(values.items(), labels)},
             }
-            for i in range(len(x))
+            for image, energy, probabilities, labels in zip(images, *fields)
         ]
 
 
-def _concatenated(conditions):
-    """One condition for the images of all."""
-    fields = zip(*((each.labels, each.weights, each.shares) for each in conditions))
-    return Condition(*(None if parts[0] is None else torch.cat(parts) for parts in fields))
+def _checked(given: dict) -> dict:
+    """The arguments of a call, with numbers as Python has them. Raises `ValueError` for what does not go together."""
+    if unknown := given.keys() - KNOWN:
+        raise TypeError(f"unknown argument {min(unknown)!r}{nearest_name(min(unknown), sorted(KNOWN))}")
+    if "seed" in given and "generator" in given:
+        raise ValueError("give a seed or a generator, not both")
+    if unused := [name for name in (OF_DRAWINGS if "image" in given else OF_EDITS) if name in given]:
+        raise ValueError(f"{', '.join(unused)}: only {'without' if 'image' in given else 'with'} an image to edit")
+    if "to" in given and ("image" in given or "num_candidates" in given):
+        raise ValueError("to goes with requests alone: leave image and num_candidates out")
+    for name, value in given.items():
+        if name in WHOLE_NUMBERS:
+            given[name] = as_int(name, value)
+        elif name in NUMBERS:
+            given[name] = as_float(name, value)
+        elif name == "seed":
+            given[name] = as_int(name, value, 0, MAX_SEED)
+        elif name == "generator" and not isinstance(value, torch.Generator):
+            raise ValueError(f"generator is a torch.Generator, not {shown(value)}: give a number as seed")
+        elif name == "sampler_kwargs":
+            if not isinstance(value, Mapping):
+                raise ValueError(f"sampler_kwargs is a dict such as {{'step_size': 0.01}}, not {shown(value)}")
+            given[name] = {key: as_python(each) for key, each in value.items()}
+    return given
 
 
-def _split(condition, size):
-    """Conditions for `size` images each."""
-    fields = (condition.labels, condition.weights, condition.shares)
-    num = -(-len(condition.labels) // size)
-    return [Condition(*part) for part in zip(*([None] * num if each is None else each.split(size) for each in fields))]
+def _regrouped(starts: list[dict], size: int) -> list[dict]:
+    """The images of all in chains of `size`."""
+    fields = {name: torch.cat([start[name] for start in starts]).split(size) for name in starts[0]}
+    return [dict(zip(fields, parts)) for parts in zip(*fields.values())]
 
 
-def _best(drawn, num):
+def _best(drawn: dict, num: int) -> dict:
     """Of the images of each request those that meet it best, the best first; all of them in the order drawn."""
     log_conditional = drawn["log_conditional"]
     if num == log_conditional.shape[1]:
@@ -279,18 +284,11 @@ def _best(drawn, num):
     return {name: value[rows, best] for name, value in drawn.items()}
 
 
-def _is_out_of_memory(error):
+def _is_out_of_memory(error: Exception) -> bool:
     """Of a GPU, or of the machine."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def _fresh_seed():
+def _fresh_seed() -> int:
     """Another seed each time, from the global generator: `transformers.set_seed` makes it repeatable."""
-    return torch.randint(2**62, ()).item()
-
-
-def _value(label, names):
-    """A label as users write it: True, False, the name of a value, or None where it was left open."""
-    if label < 0:
-        return None
-    return bool(label) if names is None else names[label]
+    return int(torch.randint(2**62, ()))

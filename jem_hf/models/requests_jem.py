@@ -10,13 +10,14 @@ stand in single or double quotes, in which a doubled quote is one: `"Shirt (red)
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from math import inf, nan
+from math import inf
+from typing import Any, Protocol
 
-from .configuration_jem import BINARY, JemConfig, nearest_name
+from .values_jem import BINARY, as_python, label_of, nearest_name, shown
 
-Request = str | dict[str, bool | int | float | str | None]
+Request = str | Mapping[str, Any]
 
 MAX_ALTERNATIVES = 256
 MAX_LENGTH = 10_000  # characters
@@ -31,16 +32,26 @@ _TOKEN = re.compile(
 )
 
 
+class Attributes(Protocol):
+    """What a request is about: [`JemConfig`], or anything else with K named attributes and their values."""
+
+    attributes: list[str]
+    num_values: list[int]
+
+    def values(self, attribute: str) -> list[str]: ...
+
+
 @dataclass(frozen=True)
 class Composition:
     """
     The label vectors that a request allows.
 
-    Attributes:
-        alternatives: M partial label vectors of K labels each, -1 where open. They are disjoint and together hold
-            exactly the label vectors allowed, so that `log p~(x, request) = logsumexp_m log p~(x, alternatives[m])`.
-            Requests that mean the same have the same alternatives.
-        weights: the factor of `log p(y_k|x)` for each of the K attributes, 1.0 unless the request says otherwise.
+    Args:
+        alternatives (`list[list[int]]`):
+            M partial label vectors of K labels each, -1 where open. They are disjoint and together hold exactly the
+            label vectors allowed, so that `log p~(x, request) = logsumexp_m log p~(x, alternatives[m])`. Requests
+            that mean the same have the same alternatives.
+        weights (`list[float]`): The factor of `log p(y_k|x)` for each of the K attributes, 1.0 unless said otherwise.
 
     Source: Du, Li and Mordatch, "Compositional Visual Generation with Energy Based Models", NeurIPS 2020
     (arXiv 2004.06030). As labels exclude one another, "or" and "not" are exact here.
@@ -50,15 +61,17 @@ class Composition:
     weights: list[float]
 
 
-def parse_composition(request: Request, config: JemConfig) -> Composition:
+def parse_composition(request: Request, config: Attributes) -> Composition:
     """
     What a request means.
 
     Args:
-        request: A string such as `"Smiling:2 & ~(Hat | Hair=red)"`, in which `~` binds tightest, then `&`, then `|`,
-            and `:2` makes an attribute count twice; or a dict of attribute to True, False, the name or index of a
-            value, None for open, or, if it is binary, a float: 2.0 is True with weight 2, -2.0 False with weight 2.
-        config: Whose attributes are meant.
+        request (`str` or `dict`):
+            A string such as `"Smiling:2 & ~(Hat | Hair=red)"`, in which `~` binds tightest, then `&`, then `|`, and
+            `:2` makes an attribute count twice; or a dict (or row of a data frame) of attribute to True, False, the
+            name or index of a value, None for open, or, if it is binary, a float: 2.0 is True with weight 2, -2.0
+            False with weight 2.
+        config ([`JemConfig`]): Whose attributes are meant.
 
     Raises:
         ValueError: an unknown attribute or value (with the nearest known one), a malformed string (with the place),
@@ -67,19 +80,21 @@ def parse_composition(request: Request, config: JemConfig) -> Composition:
     """
     if isinstance(request, str):
         return _Parser(request, config).composition()
-    if not isinstance(request, dict):
-        raise ValueError(f"a request is a string such as 'A & ~B' or a dict such as {{'A': True}}, not {request!r}")
+    if not hasattr(request, "keys"):
+        raise ValueError(
+            f"a request is a string such as 'A & ~B' or a dict such as {{'A': True}}, not {shown(request)}"
+        )
     labels, weights = [-1] * len(config.attributes), [1.0] * len(config.attributes)
-    for name, value in request.items():
-        k = _index(name, config)
+    for name, value in dict(request).items():
+        k, value = _index(name, config), as_python(value)
         if isinstance(value, float) and config.values(name) == BINARY:
             weights[k], value = _weight(name, abs(value)), value > 0
         if value is not None:
-            labels[k] = _label(name, value, config)
+            labels[k] = label_of(name, value, config.values(name))
     return Composition([labels], weights)
 
 
-def parse_request(request: Request, config: JemConfig) -> list[int]:
+def parse_request(request: Request, config: Attributes) -> list[int]:
     """
     The K labels of a request that has one alternative and no weights, -1 for attributes that it leaves open.
 
@@ -94,23 +109,22 @@ def parse_request(request: Request, config: JemConfig) -> list[int]:
     return composition.alternatives[0]
 
 
-def format_request(labels, config: JemConfig) -> str:
+def format_request(labels: Iterable[int], config: Attributes) -> str:
     """The request that `parse_request` turns into `labels` (K,), as a string."""
     terms = []
     for name, label in zip(config.attributes, labels):
-        if label < 0:
-            continue
-        if name in config.attribute_values:
-            terms.append(f"{_quoted(name)}={_quoted(config.values(name)[label])}")
-        else:
+        values = config.values(name)
+        if label >= 0 and values == BINARY:
             terms.append(_quoted(name) if label else f"~{_quoted(name)}")
+        elif label >= 0:
+            terms.append(f"{_quoted(name)}={_quoted(values[label])}")
     return " & ".join(terms)
 
 
 class _Parser:
     """Recursive descent through the grammar above, one method a rule."""
 
-    def __init__(self, text: str, config: JemConfig):
+    def __init__(self, text: str, config: Attributes):
         if len(text) > MAX_LENGTH:
             raise ValueError(f"the request has {len(text)} characters: write at most {MAX_LENGTH}")
         self.text, self.config, self.depth = text, config, 0
@@ -136,16 +150,18 @@ class _Parser:
         )
 
     def request(self) -> Predicate:
-        parts = [self.conjunction()]
-        while self.take("|"):
-            parts.append(self.conjunction())
+        parts = self.joined_by("|", self.conjunction)
         return lambda labels: max(part(labels) for part in parts)
 
     def conjunction(self) -> Predicate:
-        parts = [self.term()]
-        while self.take("&"):
-            parts.append(self.term())
+        parts = self.joined_by("&", self.term)
         return lambda labels: min(part(labels) for part in parts)
+
+    def joined_by(self, operator: str, rule: Callable[[], Predicate]) -> list[Predicate]:
+        parts = [rule()]
+        while self.take(operator):
+            parts.append(rule())
+        return parts
 
     def term(self) -> Predicate:
         if self.take("~"):
@@ -158,7 +174,7 @@ class _Parser:
             return predicate
         name = self.name("an attribute")
         k = _index(name, self.config)
-        label = _label(name, self.name("a value") if self.take("=") else True, self.config)
+        label = label_of(name, self.name("a value") if self.take("=") else True, self.config.values(name))
         self.mentioned.append(k)
         if self.take(":"):
             weight = _weight(name, self.name("a weight"))
@@ -199,12 +215,10 @@ class _Parser:
 
 def _bounded(predicate: Predicate, max_calls: int) -> Predicate:
     """The same, until it was asked too often: what a request means can take exponential time to find."""
-    calls = 0
+    calls = iter(range(max_calls))
 
     def bounded(labels):
-        nonlocal calls
-        calls += 1
-        if calls > max_calls:
+        if next(calls, None) is None:
             raise ValueError("the request is too intricate: name fewer attributes, or ask for its parts one by one")
         return predicate(labels)
 
@@ -234,31 +248,19 @@ def _solutions(predicate: Predicate, labels: list[int], order: list[int], num_va
     return found
 
 
-def _index(name: str, config: JemConfig) -> int:
+def _index(name: str, config: Attributes) -> int:
     if name not in config.attributes:
-        raise ValueError(f"unknown attribute {name!r}{nearest_name(str(name), config.attributes)}")
+        raise ValueError(f"unknown attribute {name!r}{nearest_name(name, config.attributes)}")
     return config.attributes.index(name)
-
-
-def _label(name: str, value, config: JemConfig) -> int:
-    values = config.values(name)
-    if isinstance(value, str) or (isinstance(value, bool) and values == BINARY):
-        value = str(value)
-        if value not in values:
-            raise ValueError(f"attribute {name!r} has no value {value!r}{nearest_name(value, values)}")
-        return values.index(value)
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(values):
-        return value
-    raise ValueError(f"{value!r} is not a value of attribute {name!r}; choose from {', '.join(values)}")
 
 
 def _weight(name: str, value: float | str) -> float:
     try:
         weight = float(value)
     except ValueError:
-        weight = nan
+        weight = 0.0
     if not 0 < weight < inf:
-        raise ValueError(f"{value!r} is not a weight of attribute {name!r}: write a number above 0")
+        raise ValueError(f"{value!r} is not a weight of attribute {name!r}: write a number above 0, or a value")
     return weight
 
 
