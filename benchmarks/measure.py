@@ -5,9 +5,8 @@ from collections.abc import Callable
 from itertools import accumulate
 
 import torch
+from flops import synchronised_time
 from torch.profiler import ProfilerActivity, profile
-
-from jem_hf.training.flops import synchronised_time
 
 
 def interleaved(contenders: dict[str, Callable], seconds: float, min_rounds: int = 3) -> dict[str, dict]:

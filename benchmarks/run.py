@@ -18,12 +18,12 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from flops import FlopCounter, matmul_rate
 from measure import interleaved, peak_memory
 from plot import plot
 from tqdm import tqdm
 from workloads import DEVICE, WORKLOADS, Setting
 
-from jem_hf.training.flops import FlopCounter, matmul_rate
 from jem_hf.training.precision import has_native_bfloat16
 
 GRID = list(product((1, 4, 16, 64, 256), (32, 64), (16, 32, 64)))  # batch, pixels, width

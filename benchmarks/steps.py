@@ -24,7 +24,7 @@ from jem_hf.evaluation.judges import load_feature_network, load_oracle
 from jem_hf.evaluation.requests import held_out_combinations, requests_by_kind
 from jem_hf.metrics.distances import kernel_distance
 from jem_hf.models.chains_jem import linear
-from jem_hf.training.recipes import load_evaluation_splits
+from jem_hf.training.splits import load_evaluation_splits
 
 NUM_STEPS = (6, 8, 12, 16, 24, 32)
 BATCH_SIZE = 64

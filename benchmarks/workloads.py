@@ -130,7 +130,7 @@ def trained_by(trainer: JemTrainer, setting: Setting) -> Callable:
         with setting.autocast():
             return trainer.compute_loss(trainer.model, batch)
 
-    return training_step(trainer.model, loss, lambda: trainer.ema.update_parameters(trainer.model))
+    return training_step(trainer.model, loss, lambda: trainer.ema.update(trainer.model, step=1000))
 
 
 def contrastive_divergence(setting: Setting) -> dict[str, Callable]:
@@ -234,15 +234,14 @@ def loading(setting: Setting) -> dict[str, Callable]:
 def buffer(setting: Setting) -> dict[str, Callable]:
     """Drawing a batch from the replay buffer and storing it: 10,000 in memory, and 1,000,000 on a memory map."""
     x = torch.rand(setting.batch_size, 3, setting.image_size, setting.image_size, device=DEVICE) * 2 - 1
-    labels = torch.zeros(setting.batch_size, NUM_ATTRIBUTES, dtype=torch.long, device=DEVICE)
 
     def turn(size, path=None):
         images = noise_images((size, *x.shape[1:]), device=DEVICE, path=path)
-        store = ReplayBuffer(images, torch.zeros(size, NUM_ATTRIBUTES, dtype=torch.long, device=images.device))
+        store = ReplayBuffer(images)
 
         def sample_and_push():
             store.sample(setting.batch_size)
-            store.push(x, labels)
+            store.push(x)
 
         return sample_and_push
 

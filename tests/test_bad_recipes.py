@@ -12,14 +12,15 @@ from typer.testing import CliRunner
 from jem_hf import JemTrainingArguments
 from jem_hf.cli import app
 from jem_hf.hub import zoo
-from jem_hf.training.recipes import _resolved, _sections, load_recipe
+from jem_hf.training.fields import SECTIONS
+from jem_hf.training.recipes import load_recipe
 
 quick = settings(max_examples=200, derandomize=True, deadline=None, database=None)
 scalars = st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.text("ab1e-.: ", max_size=5)
 anything = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(scalars, inner, max_size=2)
 )
-fields = st.sampled_from([(section, name) for section, names in _sections().items() for name in names])
+fields = st.sampled_from([(section, name) for section, names in SECTIONS.items() for name in names])
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_any_text_is_a_recipe_or_refused(path, text):
 
 
 @settings(quick, max_examples=200)
-@given(anything | st.dictionaries(st.sampled_from(list(_sections())), anything))
+@given(anything | st.dictionaries(st.sampled_from(list(SECTIONS)), anything))
 def test_any_content_is_a_recipe_or_refused(path, content):
     path.write_text(yaml.safe_dump(content))
     refused(lambda: load_recipe(path))
@@ -61,7 +62,7 @@ def test_a_field_has_its_type_or_is_refused_by_name(path, field, value):
         assert name in str(error) and "\n" not in str(error)
         return
     kinds = {str: str, int: int, float: (int, float), bool: bool}
-    kind = kinds.get(_sections()[section][name])
+    kind = kinds.get(SECTIONS[section][name])
     auto = (name == "bf16" and value == "auto") or name.endswith("_strategy")  # resolved later
     assert kind is None or auto or isinstance(found, kind)
     assert kind is bool or kind is None or not isinstance(found, bool)
@@ -73,9 +74,9 @@ def test_any_override_is_understood_or_refused(field, text):
     refused(lambda: load_recipe("quickstart", {field[1]: text}))
 
 
-@pytest.mark.parametrize("section", list(_sections()))
+@pytest.mark.parametrize("section", list(SECTIONS))
 def test_every_misspelt_field_is_named_with_the_right_one(section, path):
-    for name in _sections()[section]:
+    for name in SECTIONS[section]:
         wrong = name[:-1] + "x" + name[-1]
         path.write_text(yaml.safe_dump({section: {wrong: 1}}))
         with pytest.raises(ValueError, match=f"unknown field '{wrong}' in {section}; did you mean '{name}'"):
@@ -134,7 +135,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers_and_names_stay_text(path):
     recipe = load_recipe(path)
     assert recipe.training["learning_rate"] == 1e-3 and recipe.training["output_dir"] == "7"
     assert recipe.card["name"] == "2024"
-    args = JemTrainingArguments(**_resolved(recipe.training) | {"bf16": False, "use_cpu": True})
+    args = JemTrainingArguments(**recipe.training | {"bf16": False, "use_cpu": True})
     assert args.learning_rate == 1e-3 and args.eval_strategy == "no"
 
 

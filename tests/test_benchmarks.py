@@ -8,10 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from jem_hf.training.flops import FlopCounter
-
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
-NAMES = ("measure", "plot", "run", "steps", "workloads")
+NAMES = ("flops", "measure", "plot", "run", "steps", "workloads")
 FORWARD = 2 * 2 * (8 * 8 * 27 * 4 + 4 * 4 * 64 * 8 + 4 * 4 * 8 * 4 + 64 * 512 + 512 * 512 + 512 * 46)
 
 
@@ -29,8 +27,8 @@ def tiny(scripts):
     return scripts.workloads.Setting(batch_size=2, image_size=8, width=4, num_steps=3)
 
 
-def operations(function) -> int:
-    with FlopCounter() as counter:
+def operations(scripts, function) -> int:
+    with scripts.flops.FlopCounter() as counter:
         function()
     return counter.total
 
@@ -38,7 +36,7 @@ def operations(function) -> int:
 def test_a_step_of_the_chain_is_one_forward_and_one_gradient_by_the_images(scripts, tiny):
     """The same operations as the bare loop: the gradient costs what the forward pass costs, and nothing more."""
     contenders = scripts.workloads.chain(tiny)
-    assert operations(contenders["bare"]) == operations(contenders["jem_hf"]) == 3 * 2 * FORWARD
+    assert operations(scripts, contenders["bare"]) == operations(scripts, contenders["jem_hf"]) == 3 * 2 * FORWARD
 
 
 def test_training_steps_have_no_other_operations_than_their_bare_parts(scripts, tiny):
@@ -52,15 +50,15 @@ def test_training_steps_have_no_other_operations_than_their_bare_parts(scripts, 
     expected["warm_up"] = 6 * FORWARD + 3 * FORWARD - first_layer
     for name, number in expected.items():
         contenders = scripts.workloads.WORKLOADS[name](tiny)
-        assert operations(contenders["bare"]) == number
-        assert operations(contenders["jem_hf"]) == number + blur * (name == "contrastive_divergence")
+        assert operations(scripts, contenders["bare"]) == number
+        assert operations(scripts, contenders["jem_hf"]) == number + blur * (name == "contrastive_divergence")
 
 
 def test_pipeline_adds_one_forward_and_the_completion_of_the_request_to_the_chain(scripts, tiny):
     contenders = scripts.workloads.pipeline(tiny)
     request = torch.tensor([[1] + 22 * [-1]] * 2)
-    completion = operations(lambda: tiny.model().label_prior.sample(request))
-    added = operations(contenders["jem_hf"]) - operations(contenders["chain"])
+    completion = operations(scripts, lambda: tiny.model().label_prior.sample(request))
+    added = operations(scripts, contenders["jem_hf"]) - operations(scripts, contenders["chain"])
     assert added == FORWARD + completion
 
 
@@ -85,7 +83,7 @@ def test_torchebm_sees_the_same_network(scripts, tiny):
     for name in ("chain", "contrastive_divergence", "matching"):
         contenders = scripts.workloads.WORKLOADS[name](tiny)
         contenders["torchebm"]()  # the first call makes its buffer
-        assert operations(contenders["torchebm"]) == operations(contenders["bare"])
+        assert operations(scripts, contenders["torchebm"]) == operations(scripts, contenders["bare"])
 
 
 def test_contenders_take_turns_and_are_compared_within_a_round(scripts):

@@ -62,7 +62,7 @@ def test_going_back_restores_every_bit(config, tensors, tmp_path, policy):
     assert not same(everything(trainer), states[0])
     first.restore(trainer, [second])
     assert same(everything(trainer), states[0])
-    trainer.negatives.draw(torch.zeros(8, 3, 8, 8))  # what is overwritten after that is remembered anew
+    trainer.negatives.sample(torch.zeros(8, 3, 8, 8))  # what is overwritten after that is remembered anew
     first.restore(trainer, [])
     assert same(everything(trainer), states[0])
 
@@ -71,10 +71,10 @@ def test_buffer_made_after_the_snapshot_is_forgotten(config, tensors, tmp_path):
     trainer = make(config, tensors, tmp_path, objective="joint_cd", guard_steps=0, max_steps=1, **CHAIN)
     trainer.create_optimizer_and_scheduler(1)
     snapshot = Snapshot(trainer)
-    first = trainer.negatives.draw(torch.zeros(8, 3, 8, 8))
+    first = trainer.negatives.sample(torch.zeros(8, 3, 8, 8))
     snapshot.restore(trainer, [])
     assert trainer.negatives.buffer is None
-    again = trainer.negatives.draw(torch.zeros(8, 3, 8, 8))
+    again = trainer.negatives.sample(torch.zeros(8, 3, 8, 8))
     assert all(torch.equal(a, b) for a, b in zip(first, again))
 
 
@@ -150,7 +150,7 @@ def test_limits(config, tensors, tmp_path):
     assert found["gradient norm"].limit == sys.float_info.max
     chains = dict(loss=1.0, gradient_norm=1.0, motion=1.0, difference=1.0)
     low = readings(trainer, energy_gap=-7.0, saturated=0.1, **chains)["energy gap"]
-    assert (low.value, low.limit, low.calm, low.lowered) == (7.0, 100.0, 10.0, "learning_rate")
+    assert (low.value, low.limit, low.good, low.lowered) == (7.0, 100.0, 10.0, "learning_rate")
     assert readings(trainer, energy_gap=1.0, saturated=0.6, **chains)["energy gap"].lowered == "chain_step_size"
 
 
@@ -190,6 +190,16 @@ def test_resume_is_exact_with_alarms_before_and_after(tmp_path):
     assert alarms(tmp_path / "resumed") == after
     assert resumed.guard.state_dict() == whole.guard.state_dict()
     assert resumed.args.chain_step_size == whole.args.chain_step_size
+
+
+def test_loading_its_own_state_changes_nothing(config, tensors, tmp_path):
+    trainer = make(config, tensors, tmp_path, guard_saturated=1e-6, max_steps=3, **HOT | {"chain_step_size": 500.0})
+    trainer.train()
+    before = trainer.guard.state_dict(), trainer.args.chain_step_size
+    assert before[1] < 500.0
+    for _ in range(2):
+        trainer.guard.load_state_dict(json.loads(json.dumps(trainer.guard.state_dict())))
+        assert (trainer.guard.state_dict(), trainer.args.chain_step_size) == before
 
 
 def test_command_ends_with_one_line(tmp_path):

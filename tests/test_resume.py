@@ -1,5 +1,7 @@
 """Runs that are killed, and what is left of their checkpoints."""
 
+import copy
+import json
 import os
 import pickle
 import subprocess
@@ -8,13 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_trainer import CHAIN, arguments, train
 from transformers.trainer_utils import get_last_checkpoint
 
-from jem_hf import JemImageProcessor, JemModel, JemTrainer
+from jem_hf import AttributeTensors, JemConfig, JemImageProcessor, JemModel, JemTrainer
 from jem_hf.data.tensors import AttributeStream
-from jem_hf.training.checkpoints import remove_partial_folders, replaced_files, rotate, whole_folder
+from jem_hf.training.checkpoints import (
+    list_checkpoints,
+    remove_partial_folders,
+    replaced_files,
+    rotate,
+    whole_folder,
+)
 
 TRAINING = Path(__file__).parents[1] / "training"
 sys.path.insert(0, str(TRAINING))
@@ -137,6 +145,75 @@ def test_resume_inside_a_stream(config, tmp_path, num_workers, step):
         assert torch.equal(value, resumed[name]), name
 
 
+# Other runs in the same folder
+
+
+def others(tensors, seed):
+    labels = torch.randint(0, 2, tensors.labels.shape, generator=torch.Generator().manual_seed(seed))
+    return AttributeTensors(tensors.images, labels, tensors.attributes)
+
+
+def checkpoints(folder):
+    return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+
+def test_checkpoints_of_another_run_are_left_alone(config, tensors, tmp_path):
+    """Not deleted for `save_total_limit`, not written over, not loaded at the end, not gone on from."""
+    kwargs = dict(objective="classifier", save_strategy="steps", save_total_limit=1)
+    train(config, tensors, tmp_path, max_steps=6, save_steps=6, **kwargs)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint-6").iterdir()}
+    second = others(tensors, 1)
+    trainer = train(config, second, tmp_path, max_steps=4, save_steps=2, **kwargs)
+    assert checkpoints(tmp_path) == ["checkpoint-4", "checkpoint-6"]
+    assert trainer.newest_checkpoint() == str(tmp_path / "checkpoint-4")  # of the run that began last
+    best = dict(load_best_model_at_end=True, eval_strategy="steps", eval_steps=2)
+    train(config, second, tmp_path, True, max_steps=8, save_steps=2, **kwargs, **best)
+    (aside,) = tmp_path.glob("checkpoint-6.*")
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == first
+    assert {"checkpoint-8", aside.name} <= set(checkpoints(tmp_path))
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_name(config, tensors, tmp_path):
+    kwargs = dict(objective="classifier", max_steps=2, save_strategy="steps", save_steps=2)
+    train(config, tensors, tmp_path, **kwargs)
+    checkpoint = str(tmp_path / "checkpoint-2")
+    renamed = copy.deepcopy(config)
+    renamed.attributes = ["Beard", "Hair", "Hat"]
+    wider = JemConfig(attributes=["Smiling", "Hair", "Hat"], attribute_values=config.attribute_values, image_size=8)
+    for other, data, difference, more in (
+        (renamed, tensors, "attributes", {}),
+        (wider, tensors, "backbone_kwargs", {}),
+        (config, others(tensors, 1), "labels of the training data", {}),
+        (config, tensors, "objective", {"objective": "warmup"}),
+    ):
+        trainer = JemTrainer(JemModel(other), arguments(tmp_path, **kwargs | more), train_dataset=data)
+        for resume in (True, checkpoint):
+            with pytest.raises(ValueError, match=rf"checkpoint-2 is .*another run: .*{difference}.* output_dir"):
+                trainer.train(resume_from_checkpoint=resume)
+    (tmp_path / "checkpoint-2" / "progress.json").unlink()  # as an earlier version wrote it
+    with pytest.raises(ValueError, match="another run: attributes differ"):
+        JemTrainer(JemModel(renamed), arguments(tmp_path, **kwargs), train_dataset=tensors).newest_checkpoint()
+    assert checkpoints(tmp_path) == ["checkpoint-2"]
+    with pytest.raises(ValueError, match="has no checkpoint to go on from"):
+        train(config, tensors, tmp_path / "empty", resume=True, **kwargs)
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(config, tensors, tmp_path):
+    """It has labels in its buffer, the number of averages, and knows no run."""
+    kwargs = dict(objective="joint_cd", save_strategy="steps", save_steps=3, **CHAIN)
+    whole = train(config, tensors, tmp_path, max_steps=6, **kwargs)
+    checkpoint = tmp_path / "checkpoint-3"
+    for name, extra in (("chain_state_0", "labels"), ("training_weights", "num_averaged")):
+        path = checkpoint / f"{name}.safetensors"
+        save_file(load_file(path) | {extra: torch.zeros(64)}, path)
+    state = json.loads((checkpoint / "progress.json").read_text())
+    old = {name: state[name] for name in ("pass", "batches", "guard")}
+    (checkpoint / "progress.json").write_text(json.dumps(old))
+    resumed = train(config, tensors, tmp_path, resume=str(checkpoint), max_steps=6, **kwargs)
+    for name, value in whole.ema.state_dict().items():
+        assert torch.equal(value, resumed.ema.state_dict()[name]), name
+
+
 # Folders
 
 
@@ -183,11 +260,11 @@ def test_replaced_files_are_replaced_all_or_none(tmp_path):
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     for step in (2, 4, 6, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    rotate(tmp_path, None, None)
+    rotate(list_checkpoints(tmp_path), None, None)
     assert len(list(tmp_path.iterdir())) == 4
-    rotate(tmp_path, 2, str(tmp_path / "checkpoint-2"))
+    rotate(list_checkpoints(tmp_path), 2, str(tmp_path / "checkpoint-2"))
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-10"}
-    rotate(tmp_path, 1, str(tmp_path / "checkpoint-2"))
+    rotate(list_checkpoints(tmp_path), 1, str(tmp_path / "checkpoint-2"))
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-10"}
 
 

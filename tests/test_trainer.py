@@ -6,6 +6,7 @@ from PIL import Image
 
 from jem_hf import JemModel, JemTrainer, JemTrainingArguments
 from jem_hf.training.negatives import frozen
+from jem_hf.training.objectives import contrast, jem
 
 CHAIN = dict(chain_steps=3, chain_step_size=0.1, buffer_size=64, gibbs_every=1)
 
@@ -131,7 +132,7 @@ def fixed_chain_trainer(config, tensors, folder, **kwargs):
     generator = torch.Generator().manual_seed(3)
     data, samples, others = (torch.rand(4, 3, 8, 8, generator=generator) * 2 - 1 for _ in range(3))
     labels, sample_labels = tensors.labels[:4], tensors.labels[4:8]
-    trainer.negatives.draw = lambda x: (samples, sample_labels, others)
+    trainer.negatives.sample = lambda x: (samples, sample_labels, others)
     return trainer, data, labels, samples, sample_labels, others
 
 
@@ -144,7 +145,7 @@ def test_contrastive_gradient_of_the_trainer(config, tensors, tmp_path):
     for penalty in (0.0, 0.1):
         trainer, x, y, samples, sample_y, _ = fixed_chain_trainer(config, tensors, tmp_path, energy_penalty=penalty)
         model = trainer.model
-        loss, stats, _ = trainer._contrastive_loss(model, x, y)
+        loss, stats, _ = contrast(trainer, model, x, y)
         data, drawn = model.log_joint(x, y), model.log_joint(samples, sample_y)
         expected = drawn.mean() - data.mean() + penalty * (data.square().mean() + drawn.square().mean())
         torch.testing.assert_close(gradient(loss, model), gradient(expected, model))
@@ -157,8 +158,8 @@ def test_extra_terms_act_through_the_last_step(config, tensors, tmp_path):
         config, tensors, tmp_path, kl_weight=2.0, entropy_weight=0.5
     )
     shift = torch.zeros(1, requires_grad=True)  # stands for what the last step owes to the parameters
-    trainer.negatives.draw = lambda x: (samples + shift, sample_y, others)
-    loss, _, _ = trainer._contrastive_loss(trainer.model, x, y)
+    trainer.negatives.sample = lambda x: (samples + shift, sample_y, others)
+    loss, _, _ = contrast(trainer, trainer.model, x, y)
     moved = samples + shift
     log_p = trainer.model.log_joint(moved, sample_y).mean()
     distance = (moved[:, None] - others).flatten(2).norm(dim=2).min(1).values
@@ -166,15 +167,15 @@ def test_extra_terms_act_through_the_last_step(config, tensors, tmp_path):
     torch.testing.assert_close(torch.autograd.grad(loss, shift)[0], torch.autograd.grad(expected, shift)[0])
     plain, *_ = fixed_chain_trainer(config, tensors, tmp_path)
     plain.model.load_state_dict(trainer.model.state_dict())
-    without, _, _ = plain._contrastive_loss(plain.model, x, y)
-    loss, _, _ = trainer._contrastive_loss(trainer.model, x, y)
+    without, _, _ = contrast(plain, plain.model, x, y)
+    loss, _, _ = contrast(trainer, trainer.model, x, y)
     torch.testing.assert_close(gradient(loss, trainer.model), gradient(without, plain.model))  # parameters held
 
 
 def test_jem_loss_is_log_p_y_given_x_plus_log_p_x(config, tensors, tmp_path):
     trainer, x, y, samples, _, others = fixed_chain_trainer(config, tensors, tmp_path)
-    trainer.negatives.draw = lambda x: (samples, torch.full_like(y, -1), others)
-    loss, _ = trainer._jem_loss(trainer.model, x, y)
+    trainer.negatives.sample = lambda x: (samples, torch.full_like(y, -1), others)
+    loss, _ = jem(trainer, trainer.model, x, y)
     model = trainer.model
     marginal = model.log_marginal(samples).mean() - model.log_marginal(x).mean()
     expected = marginal + 3 * model(x, y).loss
@@ -188,9 +189,11 @@ def test_moving_average_by_hand(config, tensors, tmp_path):
     with torch.no_grad():
         for parameter in trainer.model.parameters():
             parameter.add_(1.0)
-    trainer.ema.update_parameters(trainer.model)
-    for before, averaged in zip(first, trainer.ema.module.parameters()):
-        torch.testing.assert_close(averaged, before + 1 - 2 / 11)
+    for step, decay in ((2, 1 / 10), (3, 2 / 11), (10**6, 0.999)):
+        before = [p.clone() for p in trainer.ema.module.parameters()]
+        trainer.ema.update(trainer.model, step=step)
+        for old, averaged, p in zip(before, trainer.ema.module.parameters(), trainer.model.parameters()):
+            torch.testing.assert_close(averaged, decay * old + (1 - decay) * p)
 
 
 def test_evaluation_writes_a_grid(config, tensors, tmp_path):
@@ -199,6 +202,82 @@ def test_evaluation_writes_a_grid(config, tensors, tmp_path):
     metrics = [log for log in trainer.state.log_history if "eval_accuracy" in log]
     assert {"eval_nll", "eval_ece", "eval_ap", "eval_loss"} <= metrics[-1].keys()
     json.dumps(metrics)
+
+
+# What is made of a model that is saved
+
+
+def one_valued(tensors):
+    """Test images of which AP and AUROC are not defined: every label is the same."""
+    from jem_hf import AttributeTensors
+
+    return AttributeTensors(tensors.images[:1], torch.tensor([[0, 0, 0]]), tensors.attributes)
+
+
+def trainer_of(config, tensors, folder, **kwargs):
+    settings = dict(save_strategy="steps", save_steps=3, eval_strategy="steps", eval_steps=3, sample_grid=2)
+    args = arguments(folder, **settings | kwargs)
+    return JemTrainer(JemModel(config), args, train_dataset=tensors, eval_dataset=one_valued(tensors))
+
+
+@pytest.mark.parametrize("save_strategy", ["steps", "best"])
+def test_metrics_that_are_not_defined(config, tensors, tmp_path, save_strategy):
+    """They are "-" on the card and never the best."""
+    trainer = trainer_of(
+        config, tensors, tmp_path, load_best_model_at_end=True, metric_for_best_model="ap", save_strategy=save_strategy
+    )
+    trainer.train()
+    trainer.save_model()
+    assert trainer.state.best_metric is None and trainer.state.best_model_checkpoint is None
+    text = (tmp_path / "README.md").read_text()
+    assert "| ap | - |" in text and "| auroc | - |" in text and "| accuracy | " in text
+    assert (tmp_path / "checkpoint-6" / "README.md").exists() == (save_strategy == "steps")
+
+
+def test_the_best_metric_is_one_that_there_is(config, tensors, tmp_path):
+    trainer = trainer_of(config, tensors, tmp_path, metric_for_best_model="acuracy")
+    with pytest.raises(ValueError, match=r"'eval_acuracy' is none of the metrics .*eval_accuracy"):
+        trainer.train()
+    assert JemModel.from_pretrained(tmp_path / "checkpoint-3")
+
+
+def test_what_fails_after_a_model_is_saved_is_a_warning(config, tensors, tmp_path, caplog):
+    """The model is on the disk before its evaluation; grid, card and metrics that fail are named."""
+    from transformers.utils import logging
+
+    logging.enable_propagation()
+    written = []
+
+    def broken_metrics(prediction):
+        written.append((tmp_path / f"checkpoint-{trainer.state.global_step}" / "model.safetensors").is_file())
+        raise ZeroDivisionError("no metric")
+
+    trainer = trainer_of(config, tensors, tmp_path)
+    trainer.compute_metrics = broken_metrics
+    trainer.card = {"license_of": "nobody"}  # not an argument of `write_card`
+    trainer.train()
+    trainer.save_model()
+    assert written == [True, True]
+    assert "the evaluation failed, and training goes on: ZeroDivisionError: no metric" in caplog.text
+    assert "the model card failed" in caplog.text
+    (tmp_path / "samples-6.png").mkdir()  # no picture can be written there
+    trainer.compute_metrics = trainer._prediction_metrics
+    assert "eval_accuracy" in trainer.evaluate() and "the grid of samples failed" in caplog.text
+    for folder in (tmp_path, tmp_path / "checkpoint-3", tmp_path / "checkpoint-6"):
+        assert JemModel.from_pretrained(folder)
+    resumed = trainer_of(config, tensors, tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    for name, value in trainer.ema.state_dict().items():
+        assert torch.equal(value, resumed.ema.state_dict()[name]), name
+    logging.disable_propagation()
+
+
+def test_a_checkpoint_has_the_evaluation_of_its_step(config, tensors, tmp_path):
+    trainer_of(config, tensors, tmp_path).train()
+    for step in (3, 6):
+        state = json.loads((tmp_path / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        assert [log["step"] for log in state["log_history"] if "eval_nll" in log][-1] == step
+        assert "| accuracy | " in (tmp_path / f"checkpoint-{step}" / "README.md").read_text()
 
 
 def test_time_limit_stops_and_saves(config, tensors, tmp_path):

@@ -14,7 +14,7 @@ from jem_hf.evaluation.evaluate import with_half_of_novel
 from jem_hf.evaluation.judges import load_oracle
 from jem_hf.models.image_processing_jem import to_pixels
 from jem_hf.plots import image_grid
-from jem_hf.training.recipes import load_evaluation_splits
+from jem_hf.training.splits import load_evaluation_splits
 
 EDITS = ("Smiling", "Young", "Male", "Bangs", "Blond_Hair", "Heavy_Makeup")
 

@@ -118,7 +118,7 @@ def _state_files(checkpoint: Path, folder: Path) -> list[Path]:
     """What `restore` needs of a checkpoint; what is large is written to `folder` in a smaller form."""
     names = "training_weights.safetensors", "chain_state_0.safetensors", "optimizer.pt"
     weights, chain_state, optimizer = (folder / name for name in names)
-    save_file({**_bfloat16(load_file(checkpoint / weights.name)), "num_averaged": torch.tensor(0)}, weights)
+    save_file(_bfloat16(load_file(checkpoint / weights.name)), weights)
     save_file({"generator": load_file(checkpoint / chain_state.name)["generator"]}, chain_state)
     groups = torch.load(checkpoint / optimizer.name, map_location="cpu", weights_only=True)["param_groups"]
     torch.save({"state": {}, "param_groups": groups}, optimizer)  # without it the scheduler would not be loaded
@@ -134,7 +134,6 @@ def restore(exported: Path, output: Path) -> Path:
     with tarfile.open(fileobj=io.BytesIO(b"".join(part.read_bytes() for part in parts))) as tar:
         tar.extractall(checkpoint, filter="data")
     weights = load_file(checkpoint / "training_weights.safetensors")
-    weights.pop("num_averaged")
     save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
     shutil.move(checkpoint / "plan.json", output / "plan.json")
     return checkpoint

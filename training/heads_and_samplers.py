@@ -27,9 +27,9 @@ QUIET = {"eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "sa
 NUM_TIMED = 12
 STEP = 1.6 / 24
 SAMPLERS = {  # name, steps, own arguments
-    "flow, 24 equal steps": ("gradient_flow", 24, {"step_size": STEP}),
-    "flow, 12 equal steps": ("gradient_flow", 12, {"step_size": 2 * STEP}),
-    "flow with momentum .5, 12 steps": ("gradient_flow", 12, {"step_size": STEP, "momentum": 0.5}),
+    "flow, 24 equal steps": ("flow", 24, {"step_size": STEP}),
+    "flow, 12 equal steps": ("flow", 12, {"step_size": 2 * STEP}),
+    "flow with momentum .5, 12 steps": ("flow", 12, {"step_size": STEP, "momentum": 0.5}),
     "Langevin, noise .01, 24 steps": ("langevin", 24, {"step_size": STEP, "noise_scale": 0.01}),
     "Langevin cooled from .01 to 0, 24 steps": (
         "unadjusted_langevin",

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from jem_hf import AttributeTensors, JemImageProcessor, load_attribute_dataset
 from jem_hf.data.columns import attribute_values, find_image_column, label_tensor
-from jem_hf.training.recipes import DEFAULT_SPLIT, Recipe, load_recipe
+from jem_hf.training.recipes import Recipe, load_recipe
+from jem_hf.training.splits import DEFAULT_SPLIT
 
 
 def pack(dataset: dict, path: str | Path) -> None:

@@ -12,7 +12,7 @@ from jem_hf.evaluation.evaluate import with_half_of_novel
 from jem_hf.evaluation.judges import load_oracle
 from jem_hf.evaluation.requests import held_out_combinations, requests_by_kind
 from jem_hf.metrics.prediction import request_metrics
-from jem_hf.training.recipes import load_evaluation_splits
+from jem_hf.training.splits import load_evaluation_splits
 
 
 def main():

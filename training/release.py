@@ -12,7 +12,8 @@ from jem_hf.evaluation.document import document
 from jem_hf.evaluation.evaluate import evaluate
 from jem_hf.models.image_processing_jem import JemImageProcessor
 from jem_hf.models.modeling_jem import JemModel
-from jem_hf.training.recipes import load_evaluation_splits, load_recipe
+from jem_hf.training.recipes import load_recipe
+from jem_hf.training.splits import load_evaluation_splits
 
 
 def main():

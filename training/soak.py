@@ -109,7 +109,7 @@ if __name__ == "__main__":
     half = recorder.mib[len(recorder.mib) // 2 :]
     result = {
         "steps": trainer.state.global_step,
-        "passes": trainer.progress()["pass"] + 1,
+        "passes": trainer.run_state()["pass"] + 1,
         "buffer_images": len(trainer.negatives.buffer),
         "buffer_mib": round(trainer.negatives.buffer.images.nbytes / 2**20),
         "mib_after_a_tenth": round(recorder.mib[len(recorder.mib) // 10 + 1]),

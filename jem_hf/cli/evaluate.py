@@ -9,7 +9,7 @@ import typer
 from ..evaluation.evaluate import evaluate
 from ..evaluation.report import write_report
 from ..metrics.tables import tables
-from ..training.recipes import load_evaluation_splits
+from ..training.splits import load_evaluation_splits
 from .shared import (
     FIELDS,
     Folder,

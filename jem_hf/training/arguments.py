@@ -2,10 +2,15 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
-OBJECTIVES = ("joint_cd", "warmup", "jem", "classifier")
-CHAIN_STARTS = ("buffer", "noise", "data", "noised_data", "flow", "mixed")  # see NegativeSampler.start
+from .buffer import POLICIES
+from .negatives import CHAIN_STARTS
+from .objectives import OBJECTIVES
+from .precision import has_native_bfloat16
+
+ERRORS = ("loss", "nll", "brier", "ece")  # beginnings of the names of metrics of which less is better
 
 
 def _arg(default, help):
@@ -79,15 +84,18 @@ class JemTrainingArguments(TrainingArguments):
     label_names: list[str] | None = _arg(None, "columns of labels")
     remove_unused_columns: bool = _arg(False, "keep the columns of the dataset")
     report_to: str | list[str] = _arg("none", "where logs go")
+    bf16: bool | str = _arg(False, "compute in bfloat16; auto: where the hardware does")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        if self.bf16 == "auto":
+            self.bf16 = has_native_bfloat16("cuda" if torch.cuda.is_available() and not self.use_cpu else "cpu")
+        if not isinstance(self.bf16, bool):
+            raise ValueError(f"bf16 is true, false or auto, not {self.bf16!r}")
+        if self.greater_is_better is None and self.metric_for_best_model:
+            self.greater_is_better = not self.metric_for_best_model.removeprefix("eval_").startswith(ERRORS)
         super().__post_init__()
         self.label_names = self.label_names or ["labels"]
-        choices = {
-            "objective": OBJECTIVES,
-            "chain_start": CHAIN_STARTS,
-            "buffer_policy": ("fifo", "reservoir"),
-        }
+        choices = {"objective": OBJECTIVES, "chain_start": CHAIN_STARTS, "buffer_policy": POLICIES}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(allowed)}")

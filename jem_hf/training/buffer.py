@@ -4,6 +4,8 @@ import math
 
 import torch
 
+POLICIES = ("fifo", "reservoir")
+
 
 def dequantise(images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
     """uint8 images (B, C, H, W) to pixels in [-1, 1), `2 (i + u) / 256 - 1` with u uniform in [0, 1)."""
@@ -32,68 +34,70 @@ def noise_images(
     if path is None:
         return torch.randint(256, shape, generator=generator, device=device, dtype=torch.uint8)
     images = map_images(shape, path)
-    for part in images.split(1024):
+    for part in images.split(1024):  # the draws of all pixels at once would need the memory that the map saves
         part.copy_(torch.randint(256, part.shape, generator=generator, device=device, dtype=torch.uint8))
     return images
 
 
 class ReplayBuffer:
     """
-    Pairs of images and labels, of fixed number, at first noise.
+    Images, of fixed number, at first noise; labels are not held, for the first Gibbs draw of a chain replaces them.
 
-    Images are held in 8 bits; what is drawn is dequantised, as the data is: uniform noise of width 1/128.
-
-    They may lie on another device than the chains, or on disk (see [`noise_images`]); pairs are drawn on the device of
-    the generator.
+    Images are held in 8 bits; samples of them are dequantised, as the data is: uniform noise of width 1/128. They may
+    lie on another device than the chains, or on disk (see [`noise_images`]).
 
     Args:
         images (`torch.Tensor` of shape (N, C, H, W), uint8): What it holds at first; it is written to.
-        labels (`torch.Tensor` of shape (N, K)): Their labels.
-        policy (`str`): `"fifo"` replaces the oldest, `"reservoir"` keeps a uniform draw of all that ever came.
+        policy (`str`, *optional*, defaults to `"fifo"`): `"fifo"` replaces the oldest, `"reservoir"` keeps a uniform
+            sample of all that ever came.
     """
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor, policy: str = "fifo"):
-        if policy not in ("fifo", "reservoir"):
+    def __init__(self, images: torch.Tensor, policy: str = "fifo"):
+        if policy not in POLICIES:
             raise ValueError(f"unknown buffer policy {policy!r}; choose fifo or reservoir")
-        self.images, self.labels, self.policy = images, labels, policy
+        self.images, self.policy = images, policy
         self.num_seen = 0
-        self.overwritten = None  # a list here is told of all that `push` replaces
+        self.overwritten = None  # where this is a list, `push` appends what it replaces: see `undo`
 
     def __len__(self):
         return len(self.images)
 
-    def sample(self, num: int, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Random pairs: images (num, C, H, W) in [-1, 1] and labels (num, K)."""
+    def sample(self, num: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Random images (num, C, H, W) in [-1, 1], on the device of the generator."""
         device = self.images.device if generator is None else generator.device
         rows = torch.randint(len(self), (num,), generator=generator, device=device).to(self.images.device)
-        return dequantise(self.images[rows].to(device), generator), self.labels[rows].to(device)
+        return dequantise(self.images[rows].to(device), generator)
 
-    def push(self, x: torch.Tensor, labels: torch.Tensor, generator: torch.Generator | None = None):
-        """Store images (B, C, H, W) in [-1, 1] and labels (B, K)."""
+    def push(self, x: torch.Tensor, generator: torch.Generator | None = None) -> None:
+        """Store images (B, C, H, W) in [-1, 1]."""
         order = torch.arange(self.num_seen, self.num_seen + len(x), device=self.images.device)
-        images, labels = quantise(x).to(order.device), labels.to(order.device)
-        if self.policy == "fifo" or self.num_seen + len(x) <= len(self):
-            rows = order % len(self)
-        else:  # algorithm R (Vitter 1985)
+        rows = order % len(self)
+        if self.policy == "reservoir" and self.num_seen + len(x) > len(self):  # algorithm R (Vitter 1985)
             device = order.device if generator is None else generator.device
             chance = torch.rand(len(x), generator=generator, device=device, dtype=torch.float64).to(order.device)
-            rows = (chance * (order + 1)).long()
-            kept = rows < len(self)
-            rows, images, labels = rows[kept], images[kept], labels[kept]
+            rows = torch.where(order < len(self), order, (chance * (order + 1)).long())
+        last = _last_of_each(rows)  # two writes to one row at once have no order on a GPU
+        last = last[rows[last] < len(self)]
+        rows, images = rows[last], quantise(x).to(rows.device)[last]
         if self.overwritten is not None:
-            self.overwritten.append((rows, self.images[rows], self.labels[rows], self.num_seen))
-        self.images[rows], self.labels[rows] = images, labels
+            self.overwritten.append((rows, self.images[rows], self.num_seen))
+        self.images[rows] = images
         self.num_seen += len(x)
 
     def undo(self, overwritten: list[tuple]) -> None:
-        """Put back what a list at `overwritten` was told of."""
-        for rows, images, labels, self.num_seen in reversed(overwritten):
-            self.images[rows], self.labels[rows] = images, labels
+        """Put back what `push` has replaced since `overwritten` was set."""
+        for rows, images, self.num_seen in reversed(overwritten):
+            self.images[rows] = images
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        return {"images": self.images, "labels": self.labels, "num_seen": torch.tensor(self.num_seen)}
+        return {"images": self.images, "num_seen": torch.tensor(self.num_seen)}
 
-    def load_state_dict(self, state: dict[str, torch.Tensor]):
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         self.images.copy_(state["images"])
-        self.labels.copy_(state["labels"])
         self.num_seen = int(state["num_seen"])
+
+
+def _last_of_each(rows: torch.Tensor) -> torch.Tensor:
+    """Positions (M,) of the last occurrence of each of the numbers `rows` (B,), none of them negative."""
+    order = rows.argsort(stable=True)
+    return order[rows[order].diff(append=rows.new_tensor([-1])) != 0]

@@ -1,21 +1,56 @@
 """Checkpoints that are whole or not there: written under another name, synchronised to the disk, then renamed."""
 
 import contextlib
+import json
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
+RUN_STATE_NAME = "progress.json"
+
+
+def new_run_id() -> str:
+    """What tells the checkpoints of one run from those of others: when it began, so that later runs sort behind."""
+    return datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
 
 
 def checkpoint_folder(output_dir: str | Path, step: int) -> Path:
     """Where the checkpoint of an optimiser step is."""
     return Path(output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """The checkpoints in a folder: those of later runs behind those of earlier ones, and those of a run by step."""
+    name = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+    steps = {path: int(found[1]) for path in Path(output_dir).glob("*") if (found := name.fullmatch(path.name))}
+    return sorted(filter(Path.is_dir, steps), key=lambda path: (run_of(path), steps[path]))
+
+
+def read_run_state(checkpoint: str | Path) -> dict:
+    """What a checkpoint holds beside tensors; nothing where it has no such file."""
+    path = Path(checkpoint, RUN_STATE_NAME)
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def run_of(checkpoint: str | Path) -> str:
+    """The id of the run that wrote a checkpoint; empty where an earlier version did."""
+    return read_run_state(checkpoint).get("run", "")
+
+
+def set_aside(folder: Path) -> None:
+    """Rename a checkpoint of another run, in whose place one of this run comes."""
+    aside = folder.with_name(f"{folder.name}.{run_of(folder) or new_run_id()}")
+    folder.rename(aside)
+    logger.warning(f"{folder} was written by another run: it is {aside.name} now")
 
 
 def is_partial(folder: Path) -> bool:
@@ -24,15 +59,18 @@ def is_partial(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path, is_writer: bool = True, wait_for_all=lambda: None):
+def whole_folder(
+    folder: Path, is_writer: bool = True, wait_for_all: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
     """
     Give a folder to write to, which becomes `folder` in one step when all is written, and vanishes on an error.
 
     Its name is one that `get_last_checkpoint` does not take for a checkpoint's.
 
     Args:
-        is_writer: whether this process makes, renames and removes; the others only write files.
-        wait_for_all: called where all processes must have come as far.
+        is_writer (`bool`, *optional*, defaults to `True`):
+            Whether this process makes, renames and removes; the others only write files.
+        wait_for_all (`Callable`, *optional*): Called where all processes must have come as far.
 
     Raises:
         OSError: the files cannot be written, as on a full disk.
@@ -59,7 +97,7 @@ def whole_folder(folder: Path, is_writer: bool = True, wait_for_all=lambda: None
 
 
 @contextlib.contextmanager
-def replaced_files(folder: Path):
+def replaced_files(folder: Path) -> Iterator[Path]:
     """
     Give a folder to write to, whose files then replace those of the same name in `folder`, each in one step.
 
@@ -78,7 +116,7 @@ def replaced_files(folder: Path):
 
 @contextlib.contextmanager
 def _clear_disk_errors(folder):
-    """Of a full disk Python, safetensors and torch tell by exceptions of three kinds."""
+    """One error for a disk that is full: Python, safetensors and torch raise exceptions of three kinds."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -104,9 +142,8 @@ def remove_partial_folders(output_dir: str | Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def rotate(output_dir: str | Path, limit: int | None, best: str | None) -> None:
-    """Delete the oldest checkpoints above a number of `limit`, never the newest nor the `best`; None keeps all."""
-    checkpoints = [Path(path) for path in sort_checkpoints(str(output_dir))]
+def rotate(checkpoints: list[Path], limit: int | None, best: str | None) -> None:
+    """Delete a run's oldest checkpoints above a number of `limit`, never the last nor the `best`; None keeps all."""
     excess = len(checkpoints) - limit if limit else 0
     for checkpoint in checkpoints[:-1]:
         if excess > 0 and (best is None or checkpoint != Path(best)):

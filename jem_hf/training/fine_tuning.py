@@ -4,7 +4,7 @@ import copy
 from itertools import islice
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import default_data_collator
 
 from ..data.tensors import AttributeTensors
@@ -96,12 +96,14 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def complete(self, x: torch.Tensor, labels: torch.Tensor, generator=None) -> torch.Tensor:
+    def complete(
+        self, x: torch.Tensor, labels: torch.Tensor, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
         """Labels (B, K) of images (B, C, H, W) in [-1, 1]: missing ones (-1) that the teacher knows are drawn."""
         drawn = self.model.label_distribution(x).draw(labels, generator)
         return torch.where(self.known.to(x.device), drawn, labels)
 
-    def label(self, dataset, batch_size: int = 250, batches_of_stream: int = 8) -> torch.Tensor:
+    def label(self, dataset: Dataset, batch_size: int = 250, batches_of_stream: int = 8) -> torch.Tensor:
         """Labels (N, K) of a dataset, completed, the same at each call; of a stream those of its first rows."""
         device = self.model.device
         generator = torch.Generator(device).manual_seed(0)

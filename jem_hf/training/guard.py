@@ -10,13 +10,14 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 HISTORY = 100  # steps over which the medians of gradient norm and loss are taken
 MIN_HISTORY = 20  # steps before which it is not
 PATIENCE = 20  # steps that chains may be dead
+WATCHED = ("energy_gap", "saturated", "motion", "difference")  # of what an objective logs
 MAX_AGE = 10  # a snapshot is at most so many times `guard_steps` old, whether the state is good or not
 
 
@@ -26,12 +27,12 @@ class DivergenceError(ValueError):
 
 @dataclass
 class Reading:
-    """What is watched: an alarm beyond `limit`, a good state up to `calm`; `lowered` is made smaller at an alarm."""
+    """What is watched: an alarm beyond `limit`, a good state up to `good`; `lowered` is made smaller at an alarm."""
 
     name: str
     value: float
     limit: float
-    calm: float
+    good: float
     lowered: str = "learning_rate"
 
     def __str__(self):
@@ -41,7 +42,7 @@ class Reading:
 class Snapshot:
     """All that training changes, in memory; of the buffer only what is overwritten from now on."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: Trainer):
         self.step = trainer.state.global_step
         self.weights = copy.deepcopy(trainer.model.state_dict())
         self.average = copy.deepcopy(trainer.ema.state_dict())
@@ -55,7 +56,7 @@ class Snapshot:
         if self.buffer is not None:
             self.buffer.overwritten = self.overwritten
 
-    def restore(self, trainer, later: list["Snapshot"]) -> None:
+    def restore(self, trainer: Trainer, later: list["Snapshot"]) -> None:
         """Put all back, the `later` snapshots being those taken since."""
         trainer.model.load_state_dict(self.weights)
         trainer.ema.load_state_dict(self.average)
@@ -91,9 +92,10 @@ saturated pixels are halfway to their alarm |
     `guard_alarms` raises [`DivergenceError`], the good state restored.
     """
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: Trainer):
         self.trainer = trainer
         self.alarms, self.chain_step_factor = [], 1.0
+        self.first_chain_step_size = trainer.args.chain_step_size
         self.gradient_norms, self.losses, self.num_dead = deque(maxlen=HISTORY), deque(maxlen=HISTORY), 0
         self.snapshots = deque(maxlen=2)
 
@@ -111,22 +113,22 @@ saturated pixels are halfway to their alarm |
         self.alarms, self.num_dead = state["alarms"], state["num_dead"]
         self.gradient_norms = deque(state["gradient_norms"], maxlen=HISTORY)
         self.losses = deque(state["losses"], maxlen=HISTORY)
-        self._lower_chain_step(state["chain_step_factor"])
+        self._set_chain_step(state["chain_step_factor"])
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.snapshots = deque([Snapshot(self.trainer)], maxlen=2)
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.snapshots = deque([Snapshot(self.trainer)], maxlen=2)  # all that a resumed run can go back to
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         step, readings = state.global_step, self._readings(state.global_step)
         alarm = next((reading for reading in readings if not reading.value <= reading.limit), None)
         if alarm is not None:
             self._roll_back(step, alarm)
         elif step % args.guard_steps == 0:
             is_old = step - self.snapshots[-1].step >= MAX_AGE * args.guard_steps  # bounds what a buffer must remember
-            if is_old or all(reading.value <= reading.calm for reading in readings):
+            if is_old or all(reading.value <= reading.good for reading in readings):
                 self.snapshots.append(Snapshot(self.trainer))
 
     def _readings(self, step: int) -> list[Reading]:
@@ -170,7 +172,7 @@ saturated pixels are halfway to their alarm |
         trainer.forget_log()
         self.alarms.append(alarm.name)
         if alarm.lowered == "chain_step_size":
-            self._lower_chain_step(args.guard_factor)
+            self._set_chain_step(self.chain_step_factor * args.guard_factor)
         else:
             self._lower_learning_rate(args.guard_factor)
         self._record(step, alarm, good.step)
@@ -184,9 +186,9 @@ saturated pixels are halfway to their alarm |
         if hasattr(scheduler, "base_lrs"):
             scheduler.base_lrs = [factor * rate for rate in scheduler.base_lrs]
 
-    def _lower_chain_step(self, factor: float) -> None:
-        self.chain_step_factor *= factor
-        self.trainer.args.chain_step_size *= factor
+    def _set_chain_step(self, factor: float) -> None:
+        self.chain_step_factor = factor
+        self.trainer.args.chain_step_size = factor * self.first_chain_step_size
 
     def _record(self, step: int, alarm: Reading, good_step: int) -> None:
         if not self.trainer.is_world_process_zero():

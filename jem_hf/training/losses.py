@@ -1,6 +1,9 @@
 """Training losses, each a function of logits or of the function that gives them."""
 
+from collections.abc import Callable
+
 import torch
+from scipy.optimize import linear_sum_assignment
 
 
 def contrastive_divergence(log_p_data: torch.Tensor, log_p_samples: torch.Tensor) -> torch.Tensor:
@@ -20,15 +23,13 @@ def optimal_transport_pairing(x0: torch.Tensor, x1: torch.Tensor, group_size: in
 
     Pairs are within groups of `group_size` neighbours: the time of an assignment is cubic in their number.
     """
-    from scipy.optimize import linear_sum_assignment
-
     groups = zip(x1.flatten(1).split(group_size), x0.flatten(1).split(group_size), strict=True)
     costs = [torch.cdist(a, b).square() for a, b in groups]
     pairings = [torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1]) for cost in costs]
     return torch.cat([i * group_size + pairing for i, pairing in enumerate(pairings)]).to(x0.device)
 
 
-def random_observed_sets(labels: torch.Tensor, generator=None) -> torch.Tensor:
+def random_observed_sets(labels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
     """
     Labels (B, K) of which a random part is hidden (-1).
 
@@ -43,7 +44,11 @@ def random_observed_sets(labels: torch.Tensor, generator=None) -> torch.Tensor:
 
 
 def equilibrium_matching(
-    label_distribution, x1: torch.Tensor, labels: torch.Tensor, generator=None, decay_start: float = 0.8
+    label_distribution: Callable,
+    x1: torch.Tensor,
+    labels: torch.Tensor,
+    generator: torch.Generator | None = None,
+    decay_start: float = 0.8,
 ) -> torch.Tensor:
     """
     Equilibrium Matching (Wang and Du 2025, arXiv 2510.02300) of a joint energy, on random observed sets.

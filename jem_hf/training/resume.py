@@ -2,19 +2,46 @@
 
 import contextlib
 import json
+import math
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainerCallback
+from accelerate.utils import broadcast_object_list
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import CONFIG_NAME, logging
 
-from .checkpoints import checkpoint_folder, is_partial, remove_partial_folders, replaced_files, rotate, whole_folder
+from .checkpoints import (
+    RUN_STATE_NAME,
+    checkpoint_folder,
+    is_partial,
+    list_checkpoints,
+    new_run_id,
+    read_run_state,
+    remove_partial_folders,
+    replaced_files,
+    rotate,
+    run_of,
+    set_aside,
+    whole_folder,
+)
 
-PROGRESS_NAME = "progress.json"
+logger = logging.get_logger(__name__)
+
+
+@contextlib.contextmanager
+def failure_is_a_warning(what: str) -> Iterator[None]:
+    """What is made of a model that is safe on the disk may fail without harm to the training."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning(f"{what} failed, and training goes on: {type(error).__name__}: {error}")
 
 
 class ResumableTrainer(Trainer):
@@ -23,19 +50,37 @@ class ResumableTrainer(Trainer):
 
     After SIGTERM the step is finished, a checkpoint is saved and `train` raises `SystemExit(143)`; a second SIGTERM
     kills. `max_minutes` of the arguments ends training in the same way, with an evaluation and without the exception.
+
+    A model is on the disk before anything else is made of it: evaluation, card and upload come after, and their
+    failure is a warning. Checkpoints of other runs in `output_dir` are left alone.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.terminated = _SignalFlag(signal.SIGTERM)
+        self.run_id = self._written = None
         self._pass = self._batches_of_pass = 0
         self.add_callback(_StopCallback(self))
 
-    def train(self, resume_from_checkpoint=None, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
+        """
+        Train, from the start or from a checkpoint; see `Trainer`.
+
+        Raises:
+            ValueError: the checkpoint is of another run, see `identity`; or there is none, where it is `True`.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = self.newest_checkpoint()
+            if resume_from_checkpoint is None:
+                raise ValueError(f"{self.args.output_dir} has no checkpoint to go on from")
+        if resume_from_checkpoint:
+            self._check_fits(resume_from_checkpoint)
         if self.args.should_save:
             remove_partial_folders(self.args.output_dir)
+        self.run_id = broadcast_object_list([new_run_id()])[0]  # one for all processes
+        self._written = None
         with self.terminated:
-            result = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            result = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
         if self.terminated.is_set:
             raise SystemExit(128 + signal.SIGTERM)
         return result
@@ -47,21 +92,74 @@ class ResumableTrainer(Trainer):
         found = torch.tensor(conditions, dtype=torch.float32, device=self.args.device)
         return (self.accelerator.reduce(found, "sum") > 0).tolist()
 
+    # Which checkpoints are this run's
+
+    def identity(self) -> dict:
+        """What a checkpoint must have in common with this run, as JSON."""
+        return {}
+
+    def newest_checkpoint(self) -> str | None:
+        """
+        The newest checkpoint in `output_dir` that this run can go on from; None where there is no checkpoint.
+
+        Raises:
+            ValueError: all are of other runs.
+        """
+        checkpoints = list_checkpoints(self.args.output_dir)
+        fitting = [checkpoint for checkpoint in checkpoints if not self._differences(checkpoint)]
+        if checkpoints and not fitting:
+            self._check_fits(checkpoints[-1])
+        return str(fitting[-1]) if fitting else None
+
+    def _differences(self, checkpoint) -> list[str]:
+        config = Path(checkpoint, CONFIG_NAME)  # all that there is of an earlier version
+        saved = json.loads(config.read_text()) if config.is_file() else {}
+        saved |= read_run_state(checkpoint).get("identity", {})
+        own = json.loads(json.dumps(self.identity()))
+        return [name for name, value in own.items() if saved.get(name, value) != value]
+
+    def _check_fits(self, checkpoint) -> None:
+        if different := self._differences(checkpoint):
+            raise ValueError(
+                f"{checkpoint} is a checkpoint of another run: {', '.join(different)} differ. Give another "
+                "output_dir, start anew without --resume (it will be left alone), or go on from its weights with "
+                f"--from_pretrained {checkpoint}"
+            )
+
     # Saving
 
-    def progress(self) -> dict:
-        """What a checkpoint holds beside tensors, as JSON: the pass over the data, and its batches trained on."""
-        return {"pass": self._pass, "batches": self._batches_of_pass}
+    def run_state(self) -> dict:
+        """What a checkpoint holds beside tensors, as JSON: its run, the pass over the data, and batches seen of it."""
+        place = {"pass": self._pass, "batches": self._batches_of_pass}
+        return {"run": self.run_id, "identity": self.identity(), **place}
 
     def _save_checkpoint(self, model, trial):
-        state, is_writer = self.state, self.args.should_save
-        run_folder = self._get_output_dir(trial)
-        folder = checkpoint_folder(run_folder, state.global_step)
-        self.store_flos()
+        run_folder, state = self._get_output_dir(trial), self.state
+        folder = self._write_checkpoint(trial)
         if state.best_global_step:
             best = checkpoint_folder(run_folder, state.best_global_step)
-            if best == folder or best.is_dir():
+            if best.is_dir() and run_of(best) == self.run_id:
                 state.best_model_checkpoint = str(best)
+        if self.args.should_save:
+            with replaced_files(folder) as partial:  # with what an evaluation has added since
+                state.save_to_json(str(partial / TRAINER_STATE_NAME))
+            self.document(folder)
+        if self.args.push_to_hub:
+            with failure_is_a_warning("the upload"):
+                self._push_from_checkpoint(str(folder))
+        if self.args.should_save:
+            own = [checkpoint for checkpoint in list_checkpoints(run_folder) if run_of(checkpoint) == self.run_id]
+            rotate(own, self.args.save_total_limit, state.best_model_checkpoint)
+
+    def _write_checkpoint(self, trial) -> Path:
+        """The checkpoint of this step, written if it is not yet."""
+        folder = checkpoint_folder(self._get_output_dir(trial), self.state.global_step)
+        if self._written == folder:
+            return folder
+        is_writer = self.args.should_save
+        self.store_flos()
+        if is_writer and folder.is_dir() and run_of(folder) != self.run_id:
+            set_aside(folder)
         with whole_folder(folder, is_writer, self.accelerator.wait_for_everyone) as partial:
             self.save_model(str(partial), _internal_call=True)
             if not self.args.save_only_model:
@@ -69,13 +167,11 @@ class ResumableTrainer(Trainer):
                 self._save_scaler(str(partial))
                 self._save_rng_state(str(partial))
             if is_writer:
-                (partial / PROGRESS_NAME).write_text(json.dumps(self.progress()))
+                (partial / RUN_STATE_NAME).write_text(json.dumps(self.run_state()))
                 self._note_callback_states()
-                state.save_to_json(str(partial / TRAINER_STATE_NAME))
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(folder))
-        if is_writer:
-            rotate(run_folder, self.args.save_total_limit, state.best_model_checkpoint)
+                self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
+        self._written = folder
+        return folder
 
     def _note_callback_states(self):
         holders = [*self.callback_handler.callbacks, self.control]
@@ -86,34 +182,61 @@ class ResumableTrainer(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         folder = Path(output_dir or self.args.output_dir)
-        is_final = self.args.should_save and not is_partial(folder)
-        with replaced_files(folder) if is_final else contextlib.nullcontext(folder) as partial:
+        if is_partial(folder) or not self.args.should_save:
+            return super()._save(str(folder), state_dict)
+        with replaced_files(folder) as partial:
             super()._save(str(partial), state_dict)
+        self.document(folder)
+
+    def document(self, folder: Path) -> None:
+        """Called when a model has been written to a folder, to put beside it what is said of it."""
+
+    def _evaluate(self, trial, *args, **kwargs):
+        if self.control.should_save:
+            self._write_checkpoint(trial)
+        metrics, device = {}, self.args.device
+        is_alone = self.args.world_size == 1  # of several processes one must not go on without the others
+        survives = failure_is_a_warning("the evaluation") if is_alone else contextlib.nullcontext()
+        # a run that goes on from this checkpoint does not repeat the evaluation, which must use no random numbers
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), survives:
+            metrics = super()._evaluate(trial, *args, **kwargs)
+        self.control.should_evaluate = False
+        return metrics
+
+    def _determine_best_metric(self, metrics, trial):
+        name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
+        if metrics and name != "eval_" and name not in metrics:
+            raise ValueError(f"metric_for_best_model {name!r} is none of the metrics {', '.join(metrics)}")
+        value = metrics.get(name)
+        if value is None or math.isnan(value):  # not defined on these images: not the best
+            return False
+        return super()._determine_best_metric(metrics, trial)
+
+    def _finalize_training(self, *args):
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # `Trainer` deletes those of other runs
+        try:
+            return super()._finalize_training(*args)
+        finally:
+            self.args.save_total_limit = limit
 
     # Going on
 
-    def load_progress(self, progress: dict) -> None:
-        """Take up what `progress` gave."""
+    def load_run_state(self, state: dict) -> None:
+        """Take up what `run_state` gave."""
+        self.run_id = state.get("run", "")
 
     def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial):
         place = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
         )
-        progress_file = Path(checkpoint or "", PROGRESS_NAME)
-        if checkpoint is not None and progress_file.is_file():
-            progress = json.loads(progress_file.read_text())
-            self.load_progress(progress)
+        if checkpoint is not None and (state := read_run_state(checkpoint)):
+            self.load_run_state(state)
             if not hasattr(self.train_dataset, "__len__"):  # `Trainer` takes all that ever comes for one pass
-                place = progress["pass"], progress["batches"]
+                place = state["pass"], state["batches"]
         self._pass, self._batches_of_pass = place
-        args = self.args
-        if (
-            place[1]
-            and hasattr(self.train_dataset, "start_at")
-            and args.world_size == 1
-            and not args.dataloader_num_workers
-        ):
-            self.train_dataset.start_at(place[1] * args.train_batch_size)
+        can_skip = hasattr(self.train_dataset, "start_at")
+        if place[1] and can_skip and self.args.world_size == 1 and not self.args.dataloader_num_workers:
+            self.train_dataset.start_at(place[1] * self.args.train_batch_size)
             place = place[0], 0
         return place
 
@@ -125,7 +248,9 @@ class ResumableTrainer(Trainer):
             self._pass, self._batches_of_pass = epoch, 0
         super()._run_epoch(epoch=epoch, **kwargs)
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._batches_of_pass += 1
         return loss
@@ -134,19 +259,23 @@ class ResumableTrainer(Trainer):
 class _StopCallback(TrainerCallback):
     """Ends training after a step, on SIGTERM or when the time is over."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: ResumableTrainer):
         self.trainer = trainer
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.start = time.time()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
+    ) -> TrainerControl:
+        trainer = self.trainer
         is_late = bool(args.max_minutes) and time.time() - self.start > 60 * args.max_minutes
-        terminated, is_late = self.trainer.any_process(self.trainer.terminated.is_set, is_late)
+        terminated, is_late = trainer.any_process(trainer.terminated.is_set, is_late)
         if terminated or is_late:
             control.should_training_stop = control.should_save = True
-            control.should_evaluate = not terminated  # whoever sends SIGTERM does not wait long
-            self.trainer.terminated.is_set = terminated
+            # whoever sends SIGTERM does not wait long
+            control.should_evaluate = trainer.eval_dataset is not None and not terminated
+            trainer.terminated.is_set = terminated
         return control
 
 
