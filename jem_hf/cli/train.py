@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..evaluation.document import document
 from ..evaluation.evaluate import evaluate
+from ..evaluation.report import document
 from ..metrics.tables import tables
 from ..training import recipes
 from .shared import (

@@ -1,6 +1,7 @@
 """How good a model is: its prediction beside classifiers, its images as others see them, its energy."""
 
 import os
+from functools import partial
 
 import torch
 
@@ -10,11 +11,10 @@ from ..models.requests_jem import format_request
 from ..training.processes import join_processes
 from .baseline import load_classifier
 from .energy import energy_quantiles, outlier_detection
-from .generation import classification_accuracy_score, judge_images
-from .judges import load_feature_network, load_oracle
+from .generation import Progress, classification_accuracy_score, judge_images
+from .judges import load_feature_network, load_oracle, no_progress
 from .likelihood import estimate_likelihood
 from .prediction import compare_prediction, predict, validation_part, zero_shot_recognition
-from .progress import Progress, stage
 from .requests import held_out_combinations, requests_by_kind
 
 
@@ -35,7 +35,7 @@ def evaluate(
     feature_epochs: int = 4,
     cas_epochs: int | None = None,
     cache_dir: str | os.PathLike | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> tuple[dict, dict]:
     """
     The whole trial of a model. Processes that torchrun started share the drawing of images; all get the report.
@@ -86,7 +86,7 @@ def evaluate(
     else:
         part, validation = validation_part(known)
         classifier = load_classifier(
-            part, config, classifier_epochs, cache_dir, stage(progress, "baseline classifier")
+            part, config, classifier_epochs, cache_dir, partial(progress, "baseline classifier")
         )
         classifier.to(model.device)
     comparison, curves = compare_prediction(model, classifier, validation, test, num_resamples)
@@ -99,7 +99,7 @@ def evaluate(
     if bits_per_dimension:
         settings = dict(num_chains=num_chains, num_temperatures=num_temperatures)
         report["likelihood"] = estimate_likelihood(
-            model, test.images, progress=stage(progress, "likelihood"), **settings
+            model, test.images, progress=partial(progress, "likelihood"), **settings
         )
     if prediction_only:
         return report, pictures
@@ -110,9 +110,9 @@ def evaluate(
         judged, real["novel"] = with_half_of_novel(train, novel)
     settings = dict(cache_dir=cache_dir, num_values=config.num_values)
     with join_processes().main_process_first():  # it trains these, the others find them in the cache
-        oracle = load_oracle(judged, num_epochs=oracle_epochs, progress=stage(progress, "oracle"), **settings)
+        oracle = load_oracle(judged, num_epochs=oracle_epochs, progress=partial(progress, "oracle"), **settings)
         network = load_feature_network(
-            train, num_epochs=feature_epochs, progress=stage(progress, "feature network"), **settings
+            train, num_epochs=feature_epochs, progress=partial(progress, "feature network"), **settings
         )
     right = (oracle.predict(test.images) == test.labels)[test.labels >= 0].float()
     report["oracle"] = {"accuracy": right.mean().item() if len(right) else None}

@@ -6,22 +6,27 @@ network distances between sets of images are measured; these compare models of o
 features are those of one Inception network for all. Weights are cached, so that the same data is learnt once.
 """
 
+import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.utils import logging
 
 from ..data.tensors import AttributeTensors
 from ..models.image_processing_jem import to_pixels
 from ..training.augmentation import augment, random_shift
 from ..training.precision import has_native_bfloat16
-from .cache import cache_path, save_atomically
+
+logger = logging.get_logger(__name__)
 
 IMAGE_SIZE = 64  # of what the networks see: their fourth map of features then has 4x4 places
 BATCH_SIZE, SHIFT = 64, 2
@@ -68,7 +73,6 @@ class Judge(nn.Module):
 
     @torch.inference_mode()
     def _in_batches(self, function: Callable[[Tensor], Tensor], images: Tensor, batch_size: int) -> Tensor:
-        """What a function gives for images, uint8 or floats in [-1, 1], in evaluation mode, on the CPU."""
         self.eval()
         device = self.lacking.device
         return torch.cat([function(to_pixels(batch.to(device))).cpu() for batch in images.split(batch_size)])
@@ -128,6 +132,10 @@ class FeatureNetwork(Judge):
         self.std.copy_(features.std(0, correction=0).clamp(min=1e-6))
 
 
+def no_progress(*_: Any) -> None:
+    """The callback of those who want none."""
+
+
 def load_oracle(train: AttributeTensors, num_values: Sequence[int], num_epochs: int = 6, **settings: Any) -> Oracle:
     """The oracle for a training split; the arguments are those of [`load_judge`]."""
     return load_judge(Oracle, train, num_values, num_epochs, **{"seed": 1234} | settings)
@@ -148,7 +156,7 @@ def load_judge(
     *,
     seed: int,
     cache_dir: str | os.PathLike | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = no_progress,
 ) -> Judge:
     """
     A judge, from the cache where it is there, else trained and cached; frozen, on the GPU where there is one.
@@ -169,7 +177,7 @@ def load_judge(
         raise ValueError("a label lies outside the values of its attribute")
     recipe = (judge.settings, judge.training, judge.num_features, judge.dropout, IMAGE_SIZE, BATCH_SIZE, SHIFT)
     key = (timm.__version__, recipe, tuple(num_values), seed, num_epochs)
-    path = cache_path(judge.folder, key, (train.images, train.labels), cache_dir)
+    path = cache_path(judge.folder, key, train, cache_dir)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = judge(train.images.shape[1], num_values).to(memory_format=torch.channels_last)
@@ -203,5 +211,35 @@ def _learn(network, images, labels, num_epochs, progress, max_learning_rate, wei
             optimizer.step()
             schedule.step()
             done += 1
-            if progress is not None:
-                progress(done, total)
+            progress(done, total)
+
+
+def cache_path(kind: str, settings: Any, train: AttributeTensors, cache_dir: str | os.PathLike | None = None) -> Path:
+    """
+    The file of one trained network: its name is a hash of all that decides the weights.
+
+    Args:
+        kind (`str`): Folder below `cache_dir`, such as "oracles"; by default in $JEM_HF_CACHE, else ~/.cache/jem_hf.
+        settings: Anything whose `repr` names architecture, seed and training.
+        train (`AttributeTensors`): The training data.
+    """
+    key = hashlib.sha256(repr(settings).encode())
+    for tensor in (train.images, train.labels):
+        key.update(repr(tuple(tensor.shape)).encode())
+        key.update(tensor.cpu().contiguous().numpy())
+    root = os.path.expanduser(cache_dir or os.environ.get("JEM_HF_CACHE") or "~/.cache/jem_hf")
+    return Path(root) / kind / f"{key.hexdigest()}.safetensors"
+
+
+def save_atomically(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write safetensors so that `path` is there whole or not at all. Where that fails, warn: work goes on without."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, Path(folder) / path.name)
+            os.replace(Path(folder) / path.name, path)
+    except OSError as error:
+        logger.warning(
+            f"cannot keep a trained network in the cache {str(path.parent)!r} ({error.strerror}), so the next "
+            "evaluation trains it again: name a folder that can be written, by --cache_dir or JEM_HF_CACHE"
+        )

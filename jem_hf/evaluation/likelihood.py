@@ -10,6 +10,7 @@ import torch
 from ..models.image_samplers_jem import LogDensity, hmc
 from ..models.modeling_jem import JemModel
 from ..training.buffer import dequantise
+from .judges import no_progress
 
 AnnealingCallback = Callable[[float, torch.Tensor], None]
 NUM_LEAPFROG = 5
@@ -254,7 +255,7 @@ def estimate_likelihood(
     num_chains: int = 16,
     num_temperatures: int = 200,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = no_progress,
 ) -> dict[str, float]:
     """
     Bits per dimension of images under p(x) over the box [-1, 1]^D, by chains from uniform noise to the model and back.
@@ -272,8 +273,7 @@ def estimate_likelihood(
     done = count(1)
 
     def step(*_):
-        if progress is not None:
-            progress(next(done), 3 * num_temperatures)
+        progress(next(done), 3 * num_temperatures)
 
     generator = torch.Generator(model.device).manual_seed(seed)
     log_density, images = model.log_marginal, images.to(model.device)
