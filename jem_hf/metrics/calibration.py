@@ -55,7 +55,7 @@ class Scaling:
 
 
 class TemperatureScaling(Scaling):
-    """One temperature T for all attributes: logits / T (Guo et al. 2017, section 4.2). It changes no predicted value."""
+    """One temperature T for all attributes: logits / T (Guo et al. 2017, section 4.2). No predicted value changes."""
 
     @property
     def temperature(self) -> float:

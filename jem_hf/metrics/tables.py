@@ -129,8 +129,8 @@ def _energy(report: dict) -> Iterator[str]:
         yield (
             f"Bits per dimension of {found['num_images']} test images: {number} [{low}, {high}] "
             f"({found['num_chains']} chains over {found['num_temperatures']} temperatures; log Z is "
-            f"{found['log_z_forward']:.1f} on the way from noise to the model and {found['log_z_reverse']:.1f} back: if "
-            "far apart, take more temperatures)."
+            f"{found['log_z_forward']:.1f} on the way from noise to the model and {found['log_z_reverse']:.1f} back: "
+            "if far apart, take more temperatures)."
         )
 
 
