@@ -23,6 +23,8 @@ def outlier_detection(model: JemModel, images: torch.Tensor, num_avatars: int = 
         ("noisy", "blurred", "upside_down"), and "avatars", unless the model knows avatars, has no three colour
         channels, or the packages that draw them are not there.
     """
+    from sklearn.metrics import roc_auc_score
+
     generator = torch.Generator().manual_seed(seed)
     changes = {
         "noise": lambda x: torch.rand(x.shape, generator=generator) * 2 - 1,
@@ -36,7 +38,10 @@ def outlier_detection(model: JemModel, images: torch.Tensor, num_avatars: int = 
     avatars = _avatars(model.config, min(num_avatars, len(images)))
     if avatars is not None:
         outliers["avatars"] = predict(model, avatars)[1]
-    return {name: {"auroc": _auroc(log_p_real, log_p)} for name, log_p in outliers.items()}
+    return {
+        name: {"auroc": float(roc_auc_score([1] * len(images) + [0] * len(log_p), [*log_p_real, *log_p]))}
+        for name, log_p in outliers.items()
+    }
 
 
 def energy_quantiles(model: JemModel, images: torch.Tensor) -> list[float]:
@@ -52,10 +57,3 @@ def _avatars(config: JemConfig, num: int) -> torch.Tensor | None:
         return torch.stack([pil_to_tensor(render(index, size=config.image_size)[0]) for index in range(num)])
     except ImportError:  # resvg-py has no wheels for some machines
         return None
-
-
-def _auroc(inliers: np.ndarray, outliers: np.ndarray) -> float:
-    from sklearn.metrics import roc_auc_score
-
-    is_real = np.repeat([1, 0], [len(inliers), len(outliers)])
-    return float(roc_auc_score(is_real, np.concatenate([inliers, outliers])))

@@ -33,7 +33,6 @@ def evaluate(
     classifier_epochs: int = 6,
     oracle_epochs: int = 6,
     feature_epochs: int = 4,
-    cas_epochs: int | None = None,
     cache_dir: str | os.PathLike | None = None,
     progress: Progress = no_progress,
 ) -> tuple[dict, dict]:
@@ -51,8 +50,8 @@ def evaluate(
         num_cas (`int`, *optional*): Images drawn for the classification accuracy score, by default four times
             `num_images`, at most as many as there are training images; 0 leaves it out.
         num_resamples (`int`): Of the bootstrap.
-        classifier_epochs, oracle_epochs, feature_epochs, cas_epochs (`int`, *optional*): Passes over the data in the
-            training of classifier, oracle, feature network and the classifiers of the classification accuracy score.
+        classifier_epochs, oracle_epochs, feature_epochs (`int`): Passes over the data in the training of classifier,
+            oracle (and the classifiers of the classification accuracy score) and feature network.
         cache_dir (`str`, *optional*): Where trained helpers are kept, by default $JEM_HF_CACHE, else ~/.cache/jem_hf.
         progress: Called with the name of a stage, its steps done and its steps in all.
 
@@ -98,14 +97,12 @@ def evaluate(
         report |= _zero_shot(model, classifier, novel, held_out)
     if bits_per_dimension:
         settings = dict(num_chains=num_chains, num_temperatures=num_temperatures)
-        report["likelihood"] = estimate_likelihood(
-            model, test.images, progress=partial(progress, "likelihood"), **settings
-        )
+        settings["progress"] = partial(progress, "likelihood")
+        report["likelihood"] = estimate_likelihood(model, test.images, **settings)
     if prediction_only:
         return report, pictures
 
-    real = {"test": test}
-    judged = train
+    judged, real = train, {"test": test}
     if novel is not None:
         judged, real["novel"] = with_half_of_novel(train, novel)
     settings = dict(cache_dir=cache_dir, num_values=config.num_values)
@@ -121,7 +118,7 @@ def evaluate(
     pictures |= drawn
     num_cas = 4 * num_images if num_cas is None else num_cas
     if num_cas:
-        settings = dict(num_epochs=cas_epochs or oracle_epochs, cache_dir=cache_dir, progress=progress)
+        settings = dict(num_epochs=oracle_epochs, cache_dir=cache_dir, progress=progress)
         score = classification_accuracy_score(model, train, test, num_cas, **settings)
         report["generation"]["classification_accuracy_score"] = score
     report["energy"] = outlier_detection(model, test.images)

@@ -194,21 +194,6 @@ def _log_p(log_density, x):
     return log_p.double()
 
 
-@dataclass(frozen=True)
-class BitsPerDimension:
-    """
-    Bits per dimension: the mean over images of `per_image` (N,), with the mean of the estimates of log Z.
-
-    `low` and `high` are the same with the ends of the 95% intervals of log Z, of its lowest and its highest estimate.
-    They say how well Z is known, not how much other images would differ.
-    """
-
-    estimate: float
-    low: float
-    high: float
-    per_image: torch.Tensor
-
-
 @torch.no_grad()
 def bits_per_dimension(
     log_density: LogDensity,
@@ -216,7 +201,7 @@ def bits_per_dimension(
     *log_z: LogZ,
     batch_size: int = 64,
     generator: torch.Generator | None = None,
-) -> BitsPerDimension:
+) -> dict[str, float]:
     """
     What 8-bit images cost under a density of pixels in [-1, 1], an upper bound (Theis et al. 2016, arXiv 1511.01844).
 
@@ -231,6 +216,11 @@ def bits_per_dimension(
         log_density: As in [`annealed_importance_sampling`].
         images (`torch.Tensor` of shape (N, C, H, W)): uint8.
         log_z (`LogZ`): One or more of the same density: a forward and a reverse one bracket it.
+
+    Returns:
+        "bits_per_dimension": the mean over the images, with the mean of the estimates of log Z; "low" and "high": the
+        same with the ends of the 95% intervals of log Z, of its lowest and its highest estimate. They say how well Z
+        is known, not how much other images would differ.
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"images are uint8, not {images.dtype}")
@@ -239,14 +229,12 @@ def bits_per_dimension(
     batches = (dequantise(batch, generator) for batch in images.split(batch_size))
     log_p = torch.cat([_log_p(log_density, x) for x in batches])
     nats_per_bit = images[0].numel() * math.log(2)
-
-    def bits(log_z):
-        return 7 + (log_z - log_p) / nats_per_bit
-
-    per_image = bits(sum(z.estimate for z in log_z) / len(log_z))
-    low = min(z.estimate - 1.96 * z.standard_error for z in log_z)
-    high = max(z.estimate + 1.96 * z.standard_error for z in log_z)
-    return BitsPerDimension(per_image.mean().item(), bits(low).mean().item(), bits(high).mean().item(), per_image)
+    values_of_log_z = {
+        "bits_per_dimension": sum(z.estimate for z in log_z) / len(log_z),
+        "low": min(z.estimate - 1.96 * z.standard_error for z in log_z),
+        "high": max(z.estimate + 1.96 * z.standard_error for z in log_z),
+    }
+    return {name: (7 + (value - log_p) / nats_per_bit).mean().item() for name, value in values_of_log_z.items()}
 
 
 def estimate_likelihood(
@@ -267,8 +255,8 @@ def estimate_likelihood(
         progress: Called with the steps done and the steps in all.
 
     Returns:
-        "bits_per_dimension" with "low" and "high" (see [`BitsPerDimension`]); "log_z_forward" and "log_z_reverse" in
-        nats, the smaller "effective_sample_size" of the two, "num_images", "num_chains" and "num_temperatures".
+        The numbers of [`bits_per_dimension`]; "log_z_forward" and "log_z_reverse" in nats, the smaller
+        "effective_sample_size" of the two, "num_images", "num_chains" and "num_temperatures".
     """
     done = count(1)
 
@@ -283,11 +271,8 @@ def estimate_likelihood(
     noise = uniform_images((num_chains, *shape), generator)
     forward = annealed_importance_sampling(log_density, noise, steps, generator, callback=step)
     reverse = annealed_importance_sampling(log_density, forward.samples, steps, generator, reverse=True, callback=step)
-    bits = bits_per_dimension(log_density, images, forward, reverse, generator=generator)
     return {
-        "bits_per_dimension": bits.estimate,
-        "low": bits.low,
-        "high": bits.high,
+        **bits_per_dimension(log_density, images, forward, reverse, generator=generator),
         "log_z_forward": forward.estimate,
         "log_z_reverse": reverse.estimate,
         "effective_sample_size": min(forward.effective_sample_size, reverse.effective_sample_size),
