@@ -147,7 +147,6 @@ def classification_accuracy_score(
     num: int,
     *,
     num_epochs: int = 6,
-    seed: int = 5678,
     cache_dir: str | os.PathLike | None = None,
     progress: Progress = no_progress,
 ) -> dict:
@@ -161,17 +160,16 @@ def classification_accuracy_score(
     Returns:
         "accuracy" and "ap" on the test images under "samples" and "real", and "num_images".
     """
-    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:num]
+    settings = dict(seed=5678, num_epochs=num_epochs, cache_dir=cache_dir)
+    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings["seed"]))[:num]
     real = train.subset(rows)
-    images = draw(model, real.labels, seed=seed, progress=partial(progress, "drawing a training set"))
+    images = draw(model, real.labels, seed=settings["seed"], progress=partial(progress, "drawing a training set"))
     samples = AttributeTensors(((images + 1) * 127.5).round().to(torch.uint8), real.labels, real.attributes)
     report = {"num_images": len(real)}
     for name, part in {"samples": samples, "real": real}.items():
-        settings = dict(seed=seed, num_epochs=num_epochs, cache_dir=cache_dir)
+        settings["progress"] = partial(progress, f"classifier of {name}")
         with join_processes().main_process_first():
-            classifier = load_oracle(
-                part, model.config.num_values, progress=partial(progress, f"classifier of {name}"), **settings
-            )
+            classifier = load_oracle(part, model.config.num_values, **settings)
         probabilities = classifier.predict_proba(test.images).numpy()
         metrics = prediction_metrics(probabilities, test.labels.numpy(), model.config.attributes)
         report[name] = {key: metrics[key] for key in ("accuracy", "ap")}
@@ -209,13 +207,13 @@ def judge_images(
         labels = real[split].labels
         report[kind] = judge_requests(oracle.predict(images), rows, predicted[split], labels, model.config.attributes)
         distinct, groups = rows.unique(dim=0, return_inverse=True)
-        matches, match_groups = matching_rows(labels, distinct)
+        matches, real_groups = matching_rows(labels, distinct)
         kept = torch.randperm(len(matches), generator=torch.Generator().manual_seed(0))[: len(images)]
-        real_images, match_groups = real[split].images[matches[kept]], match_groups[kept]
+        real_images, real_groups = real[split].images[matches[kept]], real_groups[kept]
         if split == "test":
             report[kind] |= set_distances(images, real_images, network, train_features)
         if (rows < 0).any():
-            report[kind]["diversity"] = request_diversity(images, groups, real_images, match_groups, network)
+            report[kind]["diversity"] = request_diversity(images, groups, real_images, real_groups, network)
         if kind == "full":
             distance, index = nearest_distance(images, train.images)
             real_distance = nearest_distance(real["test"].images, train.images)[0]

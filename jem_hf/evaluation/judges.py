@@ -40,6 +40,8 @@ class Judge(nn.Module):
 
     Args:
         num_channels (`int`), num_values (`Sequence[int]`): Of the images, and of each attribute.
+
+    Images (N, C, H, W) are uint8 or floats in [-1, 1]; what is said of them is on the CPU.
     """
 
     folder: ClassVar[str]
@@ -79,7 +81,7 @@ class Judge(nn.Module):
 
 
 class Oracle(Judge):
-    """A small residual network that sees every attribute of an image; see [`Judge`]."""
+    """A small residual network that sees every attribute of an image."""
 
     folder = "oracles"
     settings = dict(
@@ -89,21 +91,16 @@ class Oracle(Judge):
     dropout = 0.3
 
     def predict_proba(self, images: Tensor, batch_size: int = 500) -> Tensor:
-        """
-        Probability (N, K, V) of every value of every attribute, on the CPU, zero where an attribute lacks the value.
-
-        Args:
-            images (`torch.Tensor` of shape (N, C, H, W)): uint8 or floats in [-1, 1].
-        """
+        """Probability (N, K, V) of every value of every attribute, zero where an attribute lacks the value."""
         return self._in_batches(self, images, batch_size).softmax(-1)
 
     def predict(self, images: Tensor) -> Tensor:
-        """The most probable value of every attribute: (N, K) integers for images as in `predict_proba`."""
+        """The most probable value (N, K) of every attribute."""
         return self.predict_proba(images).argmax(-1)
 
 
 class FeatureNetwork(Judge):
-    """A small EfficientNet in whose features distances are measured, neither generator nor oracle; see [`Judge`]."""
+    """A small EfficientNet in whose features distances are measured, neither generator nor oracle."""
 
     folder = "feature_networks"
     settings = dict(model_name="test_efficientnet")
@@ -116,17 +113,11 @@ class FeatureNetwork(Judge):
         self.register_buffer("std", torch.ones(self.num_features))
 
     def extract(self, images: Tensor, batch_size: int = 500) -> Tensor:
-        """
-        Features (N, 128), float64 on the CPU, with mean 0 and standard deviation 1 over the training images.
-
-        Args:
-            images (`torch.Tensor` of shape (N, C, H, W)): uint8 or floats in [-1, 1].
-        """
+        """Features (N, 128) in float64, with mean 0 and standard deviation 1 over the training images."""
         features = self._in_batches(self.features, images, batch_size)
         return ((features - self.mean.cpu()) / self.std.cpu()).double()
 
     def finish(self, images: Tensor) -> None:
-        """Bring the features over the training images to mean 0 and standard deviation 1."""
         features = self.extract(images)
         self.mean.copy_(features.mean(0))
         self.std.copy_(features.std(0, correction=0).clamp(min=1e-6))
