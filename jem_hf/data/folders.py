@@ -55,8 +55,7 @@ def read_folder(folder: str | Path):
     if not images and not tables:
         return None
     root, splits = _split_folders(folder, [*images, *tables])
-    read = _rows_of_tables if tables else _rows_of_classes
-    rows = read(images, tables, root, splits)
+    rows = _rows_of_tables(images, tables, root, splits) if tables else _rows_of_classes(images, root, splits)
     classes = [] if tables else sorted({row.cells["label"] for row in rows})
     if not tables and len(classes) < 2:
         others = [path.name for path in files if path.suffix.lower() in (".csv", ".tsv", ".jsonl")]
@@ -103,7 +102,7 @@ def _split_folders(folder: Path, paths: list[Path]) -> tuple[Path, dict[str, str
     return folder, splits
 
 
-def _rows_of_classes(images: list[Path], tables: list[Path], root: Path, splits: dict[str, str]) -> list[Row]:
+def _rows_of_classes(images: list[Path], root: Path, splits: dict[str, str]) -> list[Row]:
     rows = []
     for path in images:
         *folders, _ = path.relative_to(root).parts

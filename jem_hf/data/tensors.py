@@ -68,13 +68,7 @@ class AttributeStream(torch.utils.data.IterableDataset):
         seed: int = 0,
         on_error: str = "raise",
     ):
-        import datasets
-
-        _check_on_error(on_error)
-        features = features_of(dataset)
-        self.image_column = find_image_column(features)
-        check_names(attributes, attribute_values(features)[0])
-        self.dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
+        self.dataset, self.image_column = _checked(dataset, attributes, on_error)
         if shuffle_buffer:
             self.dataset = self.dataset.shuffle(seed=seed, buffer_size=shuffle_buffer)
         self.image_processor, self.attributes, self.on_error = image_processor, list(attributes), on_error
@@ -124,13 +118,8 @@ def encode_dataset(
             `"raise"` a `ValueError` that names row and file of an image that cannot be read, or `"skip"`: leave such
             rows out and warn once, with their number.
     """
-    import datasets
-
-    _check_on_error(on_error)
-    image_column = find_image_column(dataset.features)
-    check_names(attributes, attribute_values(dataset.features)[0])
-    labels = label_tensor(dataset, attributes)
-    encoded_images = dataset.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
+    dataset, image_column = _checked(dataset, attributes, on_error)
+    labels, encoded_images = label_tensor(dataset, attributes), dataset.select_columns(image_column)
     broken: list[tuple[int, str]] = []
     pixel_values = []
     for start in range(0, len(dataset), batch_size):
@@ -146,9 +135,16 @@ def encode_dataset(
     return AttributeTensors(torch.cat(pixel_values), labels[kept], attributes)
 
 
-def _check_on_error(on_error):
+def _checked(dataset, attributes, on_error):
+    """The dataset with its images as files, not decoded, and their column."""
+    import datasets
+
     if on_error not in ("raise", "skip"):
         raise ValueError(f"unknown on_error {on_error!r}; choose from raise, skip")
+    features = features_of(dataset)
+    image_column = find_image_column(features)
+    check_names(attributes, attribute_values(features)[0])
+    return dataset.cast_column(image_column, datasets.Image(decode=False)), image_column
 
 
 def _decode(image, row, on_error, broken):

@@ -10,11 +10,17 @@ from ..models.modeling_jem import JemModel
 from ..models.requests_jem import format_request
 from ..training.processes import join_processes
 from .baseline import load_classifier
-from .energy import energy_quantiles, outlier_detection
 from .generation import Progress, classification_accuracy_score, judge_images
 from .judges import load_feature_network, load_oracle, no_progress
 from .likelihood import estimate_likelihood
-from .prediction import compare_prediction, predict, validation_part, zero_shot_recognition
+from .prediction import (
+    compare_prediction,
+    energy_quantiles,
+    outlier_detection,
+    predict,
+    validation_part,
+    zero_shot_recognition,
+)
 from .requests import held_out_combinations, requests_by_kind
 
 

@@ -10,6 +10,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -127,18 +128,6 @@ def no_progress(*_: Any) -> None:
     """The callback of those who want none."""
 
 
-def load_oracle(train: AttributeTensors, num_values: Sequence[int], num_epochs: int = 6, **settings: Any) -> Oracle:
-    """The oracle for a training split; the arguments are those of [`load_judge`]."""
-    return load_judge(Oracle, train, num_values, num_epochs, **{"seed": 1234} | settings)
-
-
-def load_feature_network(
-    train: AttributeTensors, num_values: Sequence[int], num_epochs: int = 4, **settings: Any
-) -> FeatureNetwork:
-    """The feature network for a training split; the arguments are those of [`load_judge`]."""
-    return load_judge(FeatureNetwork, train, num_values, num_epochs, **{"seed": 2718} | settings)
-
-
 def load_judge(
     judge: type[Judge],
     train: AttributeTensors,
@@ -153,6 +142,7 @@ def load_judge(
     A judge, from the cache where it is there, else trained and cached; frozen, on the GPU where there is one.
 
     Args:
+        judge (`type`): `Oracle` or `FeatureNetwork`, given by `load_oracle` and `load_feature_network`.
         train (`AttributeTensors`): The training split.
         num_values (`Sequence[int]`): Number of values of each attribute.
         num_epochs (`int`): Passes over the data.
@@ -180,6 +170,10 @@ def load_judge(
             network.finish(train.images)
             save_atomically(network.state_dict(), path)
     return network.eval().requires_grad_(False)
+
+
+load_oracle = partial(load_judge, Oracle, num_epochs=6, seed=1234)
+load_feature_network = partial(load_judge, FeatureNetwork, num_epochs=4, seed=2718)
 
 
 def _learn(network, images, labels, num_epochs, progress, max_learning_rate, weight_decay) -> None:
