@@ -202,8 +202,7 @@ def _dataset_of_rows(rows: list[Row], classes: list[str]):
 
     columns = {}
     for name in dict.fromkeys(name for row in rows for name in row.cells):
-        column = [row.cells.get(name) for row in rows]
-        has_lists = any(isinstance(cell, list) for cell in column)
+        has_lists = any(isinstance(row.cells.get(name), list) for row in rows)
         columns[name] = datasets.List(datasets.Value("string")) if has_lists else datasets.Value("string")
         for row in rows if has_lists else ():
             if isinstance(row.cells.get(name), str):

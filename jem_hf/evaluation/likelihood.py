@@ -78,7 +78,7 @@ def annealed_importance_sampling(
     generator: torch.Generator,
     *,
     reverse: bool = False,
-    callback: AnnealingCallback | None = None,
+    callback: AnnealingCallback = no_progress,
 ) -> LogZ:
     """
     Annealed importance sampling (Neal 2001, arXiv physics/9803008): chains go from uniform noise to the target p~.
@@ -122,8 +122,7 @@ def annealed_importance_sampling(
         log_weights = log_weights + (betas[t + 1] - betas[t]) * log_ratio
         if not reverse:
             x, acceptance[t] = reflected_hmc(log_density, x, betas[t + 1], step_sizes[t], generator)
-        if callback is not None:
-            callback(betas[t if reverse else t + 1], log_weights)
+        callback(betas[t if reverse else t + 1], log_weights)
     if log_weights.isnan().any() or (log_weights == math.inf).any():
         raise ValueError("log weights are not finite: the density is not")
     return LogZ(log_weights, x, acceptance, reverse)
@@ -134,7 +133,7 @@ def adapt_step_sizes(
     shape: tuple[int, ...],
     num_temperatures: int,
     generator: torch.Generator,
-    callback: AnnealingCallback | None = None,
+    callback: AnnealingCallback = no_progress,
 ) -> list[float]:
     """
     A step size for each temperature, found by chains (N, ...) from noise to the target which are then forgotten.
@@ -157,8 +156,7 @@ def adapt_step_sizes(
             step_size *= math.exp(rate * (acceptance.item() - TARGET_ACCEPTANCE))
             step_size = min(1.0, step_size)  # near flat noise any step is accepted
         step_sizes.append(step_size)
-        if callback is not None:
-            callback(beta, acceptance)
+        callback(beta, acceptance)
     return step_sizes
 
 
