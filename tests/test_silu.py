@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jem_hf.models.silu_jem import SiLU
+from jem_hf.models.backbone_jem import SiLU
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """What all samplers share: the steps of chains and what they looked like, states, acceptance."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -99,14 +99,10 @@ class Chain:
     def info(self) -> ChainInfo:
         """Of all steps done."""
 
-        def stacked(name: str) -> Any:
-            each = getattr(self.last, name)  # gives the shape where no step was done
-            if each is None:
-                return None
-            return torch.stack([getattr(info, name) for info in self.infos] or [each])[: len(self.infos)]
-
-        names = ("energy", "grad_norm", "saturated", "acceptance")
-        return ChainInfo(torch.arange(len(self.infos)), *map(stacked, names))
+        num_steps, fields = len(self.infos), []
+        for each in zip(*(self.infos or [self.last])):  # the last gives the shapes where no step was done
+            fields.append(None if each[0] is None else torch.stack(list(map(torch.as_tensor, each)))[:num_steps])
+        return ChainInfo(*fields)
 
 
 class State(NamedTuple):

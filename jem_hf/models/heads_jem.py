@@ -17,13 +17,7 @@ def full_precision(linear: nn.Linear, features: torch.Tensor) -> torch.Tensor:
 
 
 class Head(nn.Module):
-    """
-    Features (B, D) to potentials, all that the labels need to know of the images.
-
-    Args:
-        num_features (`int`): Size D of the features.
-        num_values (`list[int]`): Number of values V_k of each of the K attributes.
-    """
+    """Features (B, `num_features`) to potentials, all that K labels of `num_values` V_k need to know of the images."""
 
     def __init__(self, num_features: int, num_values: list[int], num_potentials: int | None = None):
         super().__init__()
@@ -65,12 +59,7 @@ class ProductHead(Head):
 
 
 class PairwiseHead(ProductHead):
-    """
-    A product with a learned interaction between attributes: `sum_k f_k(x)[y_k] + sum_{k<l} W_kl[y_k, y_l]`.
-
-    The smallest step beyond independence given the image: W does not depend on it (a Boltzmann machine whose biases
-    are the classifiers).
-    """
+    """A Boltzmann machine whose biases are the classifiers: `sum_k f_k(x)[y_k] + sum_{k<l} W_kl[y_k, y_l]`."""
 
     def __init__(self, num_features, num_values):
         super().__init__(num_features, num_values)

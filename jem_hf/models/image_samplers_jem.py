@@ -33,8 +33,8 @@ from .chains_jem import (
 def langevin(
     log_density: LogDensity, x: torch.Tensor, *, num_steps: int, step_size: Number, noise_scale: Number | None = None,
     temperature: Number = 1.0, bounds: Bounds | None = None, tolerance: float = 0.0,
-    generator: torch.Generator | None = None, callback: Callable | None = None, project: Callable | None = None,
-    keep_graph: bool = False,
+    momentum: float = 0.0, generator: torch.Generator | None = None, callback: Callable | None = None,
+    project: Callable | None = None, keep_graph: bool = False,
 ) -> tuple[torch.Tensor, ChainInfo]:  # fmt: skip
     """
     Langevin steps as energy-based models use them: `x <- x + step_size * gradient + noise_scale * noise`.
@@ -49,6 +49,8 @@ def langevin(
             is multiplied by `sqrt(temperature)`. By default `sqrt(2 * step_size)`.
         bounds (`tuple[float, float]`, *optional*): Pixels are clamped to them after each step.
         tolerance, callback: See [`Chain`].
+        momentum (`float`, defaults to 0): m in [0, 1) of Nesterov's accelerated gradient, `y = x + step_size * grad(x)`
+            and then `x <- y + m * (y - y before)`. The chain is that of x, where the gradients are taken.
         generator (`torch.Generator`, *optional*): Source of all randomness, on the device of x.
         project (*optional*): Called with the images after each step and its number; what it returns goes on.
         keep_graph (`bool`, defaults to False): The last step can be differentiated by the parameters of the density,
@@ -58,6 +60,7 @@ def langevin(
         The chains after the last step, detached, in the dtype of x, and the [`ChainInfo`] of all steps.
     """
     x, chain = x.detach(), Chain(num_steps, callback, tolerance)
+    velocity = torch.zeros_like(x) if momentum else None
     for step in chain:
         size, heat = chain.at(step_size), chain.at(temperature)
         renew(log_density, step, heat)
@@ -65,6 +68,9 @@ def langevin(
         if chain.ends(value, gradient, x):
             break
         x = torch.add(x, gradient, alpha=size)
+        if velocity is not None:
+            velocity = momentum * velocity + size * gradient
+            x = x + momentum * velocity
         noise = ((2 * size) ** 0.5 if noise_scale is None else chain.at(noise_scale)) * heat**0.5
         if noise:
             x.add_(normal_like(x, generator), alpha=noise)
@@ -85,28 +91,12 @@ def flow(
     Gradient flow: ascent without noise, for energies trained by Equilibrium Matching (Wang and Du 2025, arXiv
     2510.02300).
 
-    With `momentum` in [0, 1) it is Nesterov's accelerated gradient: `y = x + step_size * grad(x)`, then
-    `x <- y + momentum * (y - y before)`; the chain is that of x, where the gradients are taken. `tolerance` ends it
-    where it has arrived. It takes no temperature and draws nothing from `generator`. Other arguments and returns as
-    [`langevin`].
+    It is [`langevin`] without noise, which draws nothing from `generator`; `tolerance` ends it where it has arrived.
     """
-    x, chain, velocity = x.detach(), Chain(num_steps, callback, tolerance), 0.0
-    for step in chain:
-        size = chain.at(step_size)
-        renew(log_density, step)
-        x, value, gradient = evaluate(log_density, x)
-        if chain.ends(value, gradient, x):
-            break
-        x = torch.add(x, gradient, alpha=size)
-        if momentum:
-            velocity = momentum * velocity + size * gradient
-            x = x + momentum * velocity
-        if bounds is not None:
-            x = x.clamp(*bounds)
-        if project is not None:
-            x = project(x, step)
-        chain.moved(torch.ones_like(value))
-    return x, chain.info
+    return langevin(
+        log_density, x, num_steps=num_steps, step_size=step_size, noise_scale=0.0, momentum=momentum, bounds=bounds,
+        tolerance=tolerance, generator=generator, callback=callback, project=project,
+    )  # fmt: skip
 
 
 def hmc(
@@ -128,14 +118,14 @@ def hmc(
 
     Other arguments and returns as [`langevin`].
     """
-    chain, state = Chain(num_steps, callback, tolerance), None
+    x, chain = x.detach(), Chain(num_steps, callback, tolerance)
     for step in chain:
         size, heat = chain.at(step_size), chain.at(temperature)
-        if renew(log_density, step, heat) or state is None:
-            state = evaluate(log_density, x if state is None else state.x)
-        if chain.ends(state.log_density, state.gradient, state.x):
+        if renew(log_density, step, heat) or step == 0:
+            state = evaluate(log_density, x)
+        if chain.ends(state.log_density, state.gradient, x):
             break
-        end, momentum = state, heat**0.5 * normal_like(state.x, generator)
+        end, momentum = state, heat**0.5 * normal_like(x, generator)
         log_ratio = state.log_density - 0.5 * sum_of_squares(momentum)
         for _ in range(num_leapfrog):
             momentum = momentum + 0.5 * size * end.gradient
@@ -144,8 +134,9 @@ def hmc(
         log_ratio = (end.log_density - 0.5 * sum_of_squares(momentum) - log_ratio) / heat
         accepted, acceptance = metropolis(log_ratio.masked_fill(outside(end.x, bounds), -torch.inf), generator)
         state = choose(accepted, end, state)
+        x = state.x
         chain.moved(acceptance)
-    return state.x, chain.info
+    return x, chain.info
 
 
 def mala(
