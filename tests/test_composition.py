@@ -138,8 +138,8 @@ def test_bad_arguments(pipe, arguments, message):
     "request_, arguments, message",
     [
         ("Smiling | Hat", {"free_attributes": "gibbs"}, "alternatives are not drawn"),
-        ("Smiling | Hat", {"image": Image.new("RGB", (8, 8))}, "neither alternatives nor weights"),
-        ("Smiling | Hat", {"to": "Hat"}, "neither alternatives nor weights"),
+        ("Smiling | Hat", {"image": Image.new("RGB", (8, 8))}, "has several alternatives"),
+        ("Smiling | Hat", {"to": "Hat"}, "has several alternatives"),
         ("Smiling | Hat", {"sampler": "mixed_hmc", "sampler_kwargs": {"step_size": 0.1}}, "neither alternatives nor"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from transformers.utils import logging
 
-from ..models.configuration_jem import BINARY, nearest_name
+from ..models.values_jem import BINARY, nearest_name
 
 logger = logging.get_logger(__name__)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 
-from ..models.configuration_jem import nearest_name
+from ..models.values_jem import nearest_name
 from .attributes import Column, find_columns
 
 

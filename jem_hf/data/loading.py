@@ -8,7 +8,7 @@ import os
 import torch
 from transformers.utils import logging
 
-from ..models.configuration_jem import nearest_name
+from ..models.values_jem import nearest_name
 from .attributes import reader
 from .columns import (
     attribute_values,

@@ -7,9 +7,12 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .hub_jem import IS_REMOTE_CODE, OnHub
-from .values_jem import BINARY, as_float, label_of, nearest_name, value_of
+from .values_jem import BINARY, LARGEST, as_choice, as_float, label_of, value_of
 
-SMALLEST = dict(image_size=1, num_channels=1, num_inference_steps=1, flow_time=0, step_size=0, noise_scale=0)
+SMALLEST = {
+    **dict(image_size=1, num_channels=1, num_inference_steps=1, flow_time=0, step_size=0, noise_scale=0),
+    "guidance_scale": -LARGEST,
+}
 CHOICES = {
     "head": ["product", "pairwise", "dot", "mlp"],
     "sampler": ["flow", "langevin"],
@@ -38,9 +41,8 @@ class JemConfig(OnHub, PreTrainedConfig):
         image_size (`int`, defaults to 32): Height and width of the images, in pixels.
         num_channels (`int`, defaults to 3): Colour channels of the images.
         head (`str`, defaults to `"product"`):
-            How features and labels make an energy: `"product"` (labels independent given the image), `"pairwise"`
-            (with a learned interaction between attributes), `"dot"` (inner product of features and a network over the
-            labels) or `"mlp"` (a network over both).
+            How features and labels make an energy: `"product"` (labels independent given the image), `"pairwise"`,
+            `"dot"` or `"mlp"`, see [`heads_jem`](heads_jem.py).
         sampler (`str`, defaults to `"flow"`):
             How images are drawn: `"flow"` (gradient flow from normal noise, for energies trained by the warm-up) or
             `"langevin"` (the paper's chain from uniform noise, for energies trained by contrastive divergence).
@@ -85,10 +87,9 @@ class JemConfig(OnHub, PreTrainedConfig):
         self.backbone_kwargs = self.backbone_kwargs or {}
         self.attribute_values = self.attribute_values or {}
         self.novel_combinations = self.novel_combinations or []
-        self._check_attributes()
+        self._check_attributes(self.attributes or [], self.attribute_values)
         self.novel_combinations = [self._with_values(each) for each in self.novel_combinations]
-        self._check_network()
-        self._check_numbers()
+        self._check_settings()
         kwargs["id2label"] = dict(enumerate(self.label_names))
         kwargs["label2id"] = {name: i for i, name in enumerate(self.label_names)}
         kwargs.pop("num_labels", None)
@@ -98,53 +99,41 @@ class JemConfig(OnHub, PreTrainedConfig):
         self.problem_type = "multi_label_classification"
         super().__post_init__(**kwargs)
 
-    def _check_attributes(self):
-        if not self.attributes:
+    def _check_attributes(self, attributes: list[str], attribute_values: dict[str, list[str]]):
+        if not attributes:
             raise ValueError("JemConfig needs at least one attribute: pass attributes=['Smiling', ...]")
-        for name in self.attributes:
+        for name in attributes:
             if not name or not isinstance(name, str):
                 raise ValueError(f"attribute names are non-empty strings, not {name!r}")
-            if self.attributes.count(name) > 1:
+            if attributes.count(name) > 1:
                 raise ValueError(f"duplicate attribute {name!r}: name every attribute once")
-        for name, values in self.attribute_values.items():
-            if name not in self.attributes:
-                nearest = nearest_name(name, self.attributes)
-                raise ValueError(f"attribute_values has the unknown attribute {name!r}{nearest}")
+        for name, values in attribute_values.items():
+            as_choice("attribute", name, attributes)
             if len(values) < 2 or len(set(values)) < len(values):
                 raise ValueError(f"attribute {name!r} needs at least two different values, not {values}")
         for label in self.label_names:
             if self.label_names.count(label) > 1:
                 raise ValueError(f"two labels are called {label!r}: rename the attribute or the value")
 
-    def _with_values(self, combination: dict) -> dict[str, bool | str]:
+    def _with_values(self, combination: dict) -> dict[str, bool | str | None]:
         """A novel combination with its values as users write them."""
-        found = {}
-        for name, value in combination.items():
-            if name not in self.attributes:
-                nearest = nearest_name(name, self.attributes)
-                raise ValueError(f"novel_combinations has the unknown attribute {name!r}{nearest}")
-            found[name] = value_of(label_of(name, value, self.values(name)), self.attribute_values.get(name))
-        return found
+        values = self.named_values
+        for name in combination:
+            as_choice("attribute", name, values)
+        labels = {name: label_of(name, value, values[name] or BINARY) for name, value in combination.items()}
+        return {name: value_of(label, values[name]) for name, label in labels.items()}
 
-    def _check_network(self):
-        if self.backbone != "jem_cnn" and not timm.is_model(self.backbone):
-            nearest = nearest_name(self.backbone, ["jem_cnn", *timm.list_models()])
-            raise ValueError(f"unknown backbone {self.backbone!r}{nearest}")
+    def _check_settings(self):
+        if not timm.is_model(self.backbone):
+            as_choice("backbone", self.backbone, ["jem_cnn", *timm.list_models()])
         try:
             json.dumps({**self.backbone_kwargs, "": ""}, sort_keys=True)  # names that are none do not sort
         except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"backbone_kwargs are names and values that JSON can hold, not {self.backbone_kwargs}"
-            ) from error
+            raise ValueError(f"backbone_kwargs are names and values of JSON, not {self.backbone_kwargs}") from error
         for field, choices in CHOICES.items():
-            value = getattr(self, field)
-            if value not in choices:
-                raise ValueError(f"unknown {field} {value!r}{nearest_name(value, choices)}")
-
-    def _check_numbers(self):
+            as_choice(field, getattr(self, field), choices)
         for field, smallest in SMALLEST.items():
             as_float(field, getattr(self, field), smallest)
-        as_float("guidance_scale", self.guidance_scale)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -164,7 +153,7 @@ class JemConfig(OnHub, PreTrainedConfig):
 
     def values(self, attribute: str) -> list[str]:
         """The values of one attribute, in the order of their label indices."""
-        return self.attribute_values.get(attribute, BINARY)
+        return (self.attribute_values or {}).get(attribute, BINARY)
 
     @property
     def num_values(self) -> list[int]:
@@ -174,8 +163,8 @@ class JemConfig(OnHub, PreTrainedConfig):
     @property
     def named_values(self) -> dict[str, list[str] | None]:
         """The values of each attribute, None where it is binary; fields are slow to read, so ask once for all."""
-        named = self.attribute_values
-        return {name: named.get(name) for name in self.attributes}
+        named = self.attribute_values or {}
+        return {name: named.get(name) for name in self.attributes or []}
 
     @property
     def label_names(self) -> list[str]:

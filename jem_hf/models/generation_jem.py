@@ -12,7 +12,7 @@ from .configuration_jem import CHOICES, JemConfig
 from .label_distributions_jem import LabelDistribution
 from .label_prior_jem import PairwiseLabelPrior
 from .sampling_jem import NEVER, SAMPLERS, Condition, flow_steps, initial_noise, run_chain
-from .values_jem import as_float, as_int, nearest_name
+from .values_jem import as_choice, as_float, as_int, nearest_name
 
 # What an edit asks for counts 32 times, what it leaves as it is twice; and it takes half as many steps again as a
 # drawing, for so steep an energy overshoots in longer ones. docs/how_to_edit.md has the measurements.
@@ -52,14 +52,12 @@ class SamplingMixin:
         Draw images for requests; what is not given is as the config says.
 
         Args:
-            labels (`torch.LongTensor` of shape (B, K)):
-                What each image shows, -1 where that is free; or a [`Condition`](sampling_jem.py).
+            labels: What each image shows, (B, K) with -1 where free, or a [`Condition`](sampling_jem.py).
             num_inference_steps (`int`): Steps of the chain; for all but the Hamiltonian samplers network evaluations.
             guidance_scale (`float`): g in `log p(x) + g log p(y|x)`; more obeys more and varies less.
             free_attributes (`str`): `"marginalise"`, `"gibbs"` or `"complete"`, see [`JemConfig`].
-            sampler (`str`): One of `SAMPLERS` (sampling_jem.py).
-            sampler_kwargs (`dict`):
-                Its own arguments, such as the step size; for the config's sampler they stand in for the config's.
+            sampler (`str`), sampler_kwargs (`dict`):
+                One of `SAMPLERS` (sampling_jem.py), and its own arguments, which stand in for those of the config.
             label_sampler (`str`): `"gibbs"` or `"gibbs_with_gradients"`, for heads with interactions.
             noise (`torch.Tensor` of shape (B, C, H, W)): Start of the chain, drawn if not given.
             generator (`torch.Generator`): Source of all randomness, on the device of the model.
@@ -73,14 +71,14 @@ class SamplingMixin:
             ValueError: an unknown sampler or treatment of free attributes, or an argument that a sampler lacks.
         """
         config = self.config
-        free_attributes = _known("free_attributes", free_attributes or config.free_attributes)
-        label_sampler = _known("label_sampler", label_sampler or config.label_sampler)
+        free_attributes = free_attributes or config.free_attributes
+        label_sampler = label_sampler or config.label_sampler
+        as_choice("free_attributes", free_attributes, CHOICES["free_attributes"])
+        as_choice("label_sampler", label_sampler, CHOICES["label_sampler"])
         settings = self.chain_settings(num_inference_steps, guidance_scale, sampler, sampler_kwargs)
         condition = self.condition(labels, complete=free_attributes == "complete", generator=generator)
         if free_attributes == "gibbs" and condition.labels.ndim == 3:
-            raise ValueError(
-                "alternatives are not drawn along the chain: set free_attributes to complete or marginalise"
-            )
+            raise ValueError("alternatives are not drawn along the chain: free_attributes is complete or marginalise")
         if noise is None:
             shape = (len(condition.labels), config.num_channels, config.image_size, config.image_size)
             noise = initial_noise(config.sampler, shape, self.device, generator)
@@ -115,9 +113,8 @@ class SamplingMixin:
         Change attributes of images; everything else is held by the energy.
 
         The end of the config's chain starts at the image with a share of noise (Meng et al. 2022, arXiv 2108.01073),
-        and ascends `log p(x) + g log p(asked|x) + h log p(others|x)`, the others being all other attributes as the
-        model sees them in the image. With a mask it draws only inside it (in-painting), from noise, around what is
-        known.
+        and ascends `log p(x) + g log p(asked|x) + h log p(others|x)`, the others as the model sees them in the image.
+        With a mask it draws only inside it (in-painting), from noise, around what is known.
 
         Args:
             pixel_values (`torch.Tensor` of shape (B, C, H, W)): Images in [-1, 1].
@@ -125,8 +122,7 @@ class SamplingMixin:
             strength (`float`, defaults to 0.5): Share of noise at the start, in (0, 1]; a mask makes it 1.
             mask (`torch.BoolTensor` of shape (B, 1, H, W)): True where pixels are drawn anew.
             num_inference_steps (`int`):
-                Steps from pure noise, by default the config's, without a mask one and a half times those of a flow;
-                less noise takes fewer.
+                From pure noise; less noise takes fewer. By default the config's, of a flow half as many again.
             guidance_scale (`float`): g, by default 32, with a mask that of the config.
             hold_scale (`float`): h, by default 2, with a mask 0; above 0 it needs the head "product".
             noise, generator, batch_size, callback: See [`generate`].
@@ -157,8 +153,14 @@ class SamplingMixin:
         if noise is None:
             noise = initial_noise(self.config.sampler, pixel_values.shape, self.device, generator)
         settings = self.edit_settings(strength, mask is not None, num_inference_steps, guidance_scale)
+        way, at_data = self._way(settings)
+
+        def known_outside(x: torch.Tensor, step: int) -> torch.Tensor:
+            """Pixels outside the mask are on their way from noise to the image."""
+            return torch.where(mask, x, torch.lerp(noise, pixel_values, min(1.0, way[step] / at_data)))
+
         if mask is not None:
-            settings["project"] = self._around(mask, noise, pixel_values, settings)
+            settings["project"] = known_outside
         return run_chain(
             label_distribution=label_distribution,
             x=torch.lerp(noise, pixel_values, 1 - strength),
@@ -169,13 +171,7 @@ class SamplingMixin:
         )
 
     def mixture(self, first: torch.Tensor, second: torch.Tensor, shares: torch.Tensor) -> Condition:
-        """
-        Between two requests: `(1 - s) log p~(x, first) + s log p~(x, second)`, for [`generate`].
-
-        Args:
-            first, second (`torch.LongTensor` of shape (B, K)): Labels, -1 where free.
-            shares (`torch.Tensor` of shape (B,)): s in [0, 1].
-        """
+        """Of labels (B, K), -1 where free, and shares s (B,): `(1 - s) log p~(x, first) + s log p~(x, second)`."""
         labels = torch.stack([self._checked(each.to(self.device)) for each in (first, second)], dim=1)
         return Condition(labels, shares=torch.stack([1 - shares, shares], dim=1).to(self.device))
 
@@ -186,27 +182,19 @@ class SamplingMixin:
         sampler: str | None = None,
         sampler_kwargs: dict | None = None,
     ) -> dict:
-        """
-        Arguments of [`run_chain`](sampling_jem.py), the config's where one is None.
-
-        Raises:
-            ValueError: an unknown sampler, a number out of its range, or an argument that the sampler lacks or needs.
-        """
+        """Arguments of [`run_chain`](sampling_jem.py), the config's where one is None. Raises `ValueError`."""
         config = self.config
         sampler = sampler or config.sampler
-        if sampler not in SAMPLERS:
-            raise ValueError(f"unknown sampler {sampler!r}{nearest_name(sampler, SAMPLERS)}")
-        num_steps = config.num_inference_steps if num_steps is None else num_steps
-        num_steps = as_int("num_inference_steps", num_steps)
-        guidance_scale = config.guidance_scale if guidance_scale is None else guidance_scale
-        guidance_scale = as_float("guidance_scale", guidance_scale)
+        as_choice("sampler", sampler, SAMPLERS)
+        num_steps = as_int("num_inference_steps", config.num_inference_steps if num_steps is None else num_steps)
+        scale = as_float("guidance_scale", config.guidance_scale if guidance_scale is None else guidance_scale)
         defaults: dict[str, dict] = {
             "flow": {"step_size": flow_steps(num_steps, config.flow_time)},
             "langevin": {"step_size": config.step_size, "noise_scale": config.noise_scale, "bounds": (-1.0, 1.0)},
         }
         settings = defaults.get(sampler, {}) | (sampler_kwargs or {})
         _check_arguments(sampler, settings)
-        return {"sampler": sampler, "num_steps": num_steps, "guidance_scale": guidance_scale, **settings}
+        return {"sampler": sampler, "num_steps": num_steps, "guidance_scale": scale, **settings}
 
     def edit_settings(
         self, strength: float, masked: bool, num_steps: int | None = None, guidance_scale: float | None = None
@@ -215,8 +203,8 @@ class SamplingMixin:
         if num_steps is None and not masked and self.config.sampler == "flow":
             num_steps = round(EDIT_STEPS * self.config.num_inference_steps)
         settings = self.chain_settings(num_steps, guidance_scale)
-        way = _shares_of_way(settings)
-        done = [share for share in way[:-1] if share <= (1 - strength) * self._share_at_data()]
+        way, at_data = self._way(settings)
+        done = [share for share in way[:-1] if share <= (1 - strength) * at_data]
         return _end_of(settings, len(done))
 
     def condition(
@@ -234,26 +222,16 @@ class SamplingMixin:
             rows = self.label_prior.sample(rows, generator=generator)
         return replace(condition, labels=rows.view_as(labels).masked_fill(never, NEVER))
 
-    def _around(self, mask, noise, pixel_values, settings):
-        """What keeps pixels outside the mask on their way from noise to the image, for a sampler to `project` with."""
-        way, at_data = _shares_of_way(settings), self._share_at_data()
-
-        def project(x: torch.Tensor, step: int) -> torch.Tensor:
-            return torch.where(mask, x, torch.lerp(noise, pixel_values, min(1.0, way[step] / at_data)))
-
-        return project
-
-    def _share_at_data(self) -> float:
-        """The share of its way at which a flow that kept its first pace would be at the data; 1 for Langevin."""
-        return 1 / max(1.0, self.config.flow_time) if self.config.sampler == "flow" else 1.0
-
-
-def _shares_of_way(settings: dict) -> list[float]:
-    """The share of the way that is done after each step; all of it where the steps are 0."""
-    num_steps, size = settings["num_steps"], settings["step_size"]
-    sizes = [size(progress_of(step, num_steps)) if callable(size) else size for step in range(num_steps)]
-    total = sum(sizes)
-    return [sum(sizes[: step + 1]) / total if total else 1.0 for step in range(num_steps)]
+    def _way(self, settings: dict) -> tuple[list[float], float]:
+        """
+        The share of the way that is done after each step, all of it where the steps are 0; and the share at which a
+        flow that kept its first pace would be at the data, 1 for Langevin.
+        """
+        num_steps, size = settings["num_steps"], settings["step_size"]
+        sizes = [size(progress_of(step, num_steps)) if callable(size) else size for step in range(num_steps)]
+        total = sum(sizes)
+        at_data = 1 / max(1.0, self.config.flow_time) if self.config.sampler == "flow" else 1.0
+        return [sum(sizes[: step + 1]) / total if total else 1.0 for step in range(num_steps)], at_data
 
 
 def _end_of(settings: dict, first: int) -> dict:
@@ -269,17 +247,10 @@ def _end_of(settings: dict, first: int) -> dict:
     return settings | schedules | {"num_steps": num_steps - first}
 
 
-def _known(field: str, value: str) -> str:
-    if value not in CHOICES[field]:
-        raise ValueError(f"unknown {field} {value!r}{nearest_name(value, CHOICES[field])}")
-    return value
-
-
 def _check_arguments(sampler: str, given: dict) -> None:
     """Raise `ValueError` for an argument that the sampler does not take or that is missing."""
-    parameters = inspect.signature(SAMPLERS[sampler]).parameters
-    own = {name: each for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
-    own = {name: each for name, each in own.items() if name not in NOT_SETTINGS}
+    parameters = inspect.signature(SAMPLERS[sampler]).parameters.items()
+    own = {name: each for name, each in parameters if each.kind is each.KEYWORD_ONLY and name not in NOT_SETTINGS}
     for name, value in given.items():
         if name not in own:
             raise ValueError(f"the sampler {sampler!r} has no argument {name!r}{nearest_name(str(name), list(own))}")

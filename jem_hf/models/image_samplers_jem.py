@@ -49,8 +49,8 @@ def langevin(
             is multiplied by `sqrt(temperature)`. By default `sqrt(2 * step_size)`.
         bounds (`tuple[float, float]`, *optional*): Pixels are clamped to them after each step.
         tolerance, callback: See [`Chain`].
-        momentum (`float`, defaults to 0): m in [0, 1) of Nesterov's accelerated gradient, `y = x + step_size * grad(x)`
-            and then `x <- y + m * (y - y before)`. The chain is that of x, where the gradients are taken.
+        momentum (`float`, defaults to 0): m in [0, 1) of Nesterov's gradient: `y = x + step_size * grad(x)`,
+            then `x <- y + m * (y - y before)`. The chain is that of x, where the gradients are taken.
         generator (`torch.Generator`, *optional*): Source of all randomness, on the device of x.
         project (*optional*): Called with the images after each step and its number; what it returns goes on.
         keep_graph (`bool`, defaults to False): The last step can be differentiated by the parameters of the density,

@@ -14,10 +14,9 @@ from .values_jem import as_float, as_int, as_python, nearest_name, shown, value_
 BATCH_SIZE = 64
 MAX_SEED = 2**64 - 1
 WHOLE_NUMBERS = ("num_images", "num_candidates", "num_inference_steps", "batch_size")
-NUMBERS = ("guidance_scale", "strength", "hold_scale")
 OF_DRAWINGS = ("free_attributes", "sampler", "sampler_kwargs", "label_sampler")
-OF_EDITS = ("strength", "mask", "hold_scale")
-KNOWN = {*WHOLE_NUMBERS, *NUMBERS, *OF_DRAWINGS, *OF_EDITS, "to", "image", "seed", "generator", "callback"}
+OF_EDITS = ("strength", "hold_scale", "mask")
+OF_ALL = (*WHOLE_NUMBERS, "guidance_scale", "to", "image", "seed", "generator", "callback")
 
 
 class AttributeConditionalGenerationPipeline(Pipeline):
@@ -32,8 +31,8 @@ class AttributeConditionalGenerationPipeline(Pipeline):
     ```
     """
 
-    _load_processor = _load_image_processor = _load_video_processor = False
-    _load_feature_extractor = _load_tokenizer = False
+    _load_processor = _load_image_processor = _load_video_processor = False  # type: ignore[assignment]
+    _load_feature_extractor = _load_tokenizer = False  # type: ignore[assignment]
     model: Any  # a JemModel
 
     def __call__(self, requests: Request | list[Request], batch_size: int | None = None, **kwargs):
@@ -42,25 +41,21 @@ class AttributeConditionalGenerationPipeline(Pipeline):
 
         Args:
             requests (`str`, `dict` or a list of either):
-                Such as `"Eyeglasses & (Beard | ~Hat)"`, see [`parse_composition`](requests_jem.py). `{}` and `""`
-                leave all open.
+                Such as `"Eyeglasses & (Beard | ~Hat)"`, see [`parse_composition`](requests_jem.py); `""` leaves all
+                open.
             batch_size (`int`, defaults to 64):
-                Images that the network sees at once: it bounds the memory, and changes no result. It is halved until
-                the memory suffices.
+                Images that the network sees at once: it changes no result, and is halved until the memory suffices.
             num_images (`int`, defaults to 1): Images for each request.
             num_candidates (`int`, defaults to 1):
-                Images drawn for each one that is returned: those of the lowest energy given the image,
-                `E(x, y) - E(x) = -log p(y|x)`, lowest first.
-            num_inference_steps, guidance_scale, free_attributes:
-                See [`JemConfig`], which holds the defaults; of edits [`JemModel.edit`].
-            sampler, sampler_kwargs, label_sampler: See [`JemModel.generate`].
+                Images drawn for each one that is returned: those of the highest `log p(y|x)`, highest first.
+            num_inference_steps, guidance_scale, free_attributes, sampler, sampler_kwargs, label_sampler:
+                See [`JemModel.generate`], of edits [`JemModel.edit`].
             to (`str` or `dict`): Another request: the images go from the one to it by equal steps, from one noise.
             image (`PIL.Image`, path, URL, array or tensor):
                 Edited as each request says, what it does not name being held; see [`open_image`].
             mask (as `image`): Of the image's size, white where pixels are drawn anew.
-            strength, hold_scale (`float`): Of the edit, see [`JemModel.edit`].
-            seed (`int`): Seed of each request's noise: requests of one call start from the same noise.
-            generator (`torch.Generator`): Source of randomness instead of a seed.
+            strength, hold_scale (`float`): See [`JemModel.edit`].
+            seed (`int`) or generator (`torch.Generator`): Of all randomness; every request starts from one seed.
             return_tensors (`bool`, defaults to False): Return `pixel_values` (C, H, W) in [-1, 1], not PIL images.
             callback: Called with the images (B, C, H, W) and [`ChainInfo`] before each step; True stops the chain.
 
@@ -77,7 +72,11 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         _, forward, postprocess = self._sanitize_parameters(batch_size=batch_size, **kwargs)
         forward, postprocess = self._forward_params | forward, self._postprocess_params | postprocess
         is_one = isinstance(requests, str) or hasattr(requests, "keys") or not hasattr(requests, "__iter__")
-        compositions = [self._composition(each, forward) for each in ([requests] if is_one else requests)]
+        requests = [requests] if is_one else list(requests)
+        compositions = [parse_composition(each, self.model.config) for each in requests]
+        if "to" in forward or "image" in forward:
+            for each in requests:
+                parse_request(each, self.model.config)  # refuses alternatives and weights
         if not compositions:
             raise ValueError("no request to draw: give one such as 'Eyeglasses & ~Beard'")
         together = max(1, forward["batch_size"] // (forward.get("num_images", 1) * forward.get("num_candidates", 1)))
@@ -115,21 +114,12 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         """(1, 1, H, W), True where pixels are drawn anew: cut and resized as the image of this size is."""
         opened = open_image(mask)
         if opened.size != size:
-            (width, height), (mask_width, mask_height) = size, opened.size
-            raise ValueError(
-                f"the mask has {mask_width}x{mask_height} pixels and its image {width}x{height}: make both of one size"
-            )
+            sizes = "{}x{} pixels and its image {}x{}".format(*opened.size, *size)
+            raise ValueError(f"the mask has {sizes}: make both of one size")
         inside = self._pixels(to_mask(opened)).mean(1, keepdim=True) > 0
         if not inside.any():
             raise ValueError("the mask has nothing white in the part of the image that the model sees, its centre")
         return inside
-
-    def _composition(self, request: Any, arguments: dict) -> Composition:
-        composition = parse_composition(request, self.model.config)
-        is_plain = len(composition.alternatives) == 1 and all(weight == 1 for weight in composition.weights)
-        if ("to" in arguments or "image" in arguments) and not is_plain:
-            raise ValueError("edits, and ways to another request, take requests with neither alternatives nor weights")
-        return composition
 
     def preprocess(self, compositions: list[Composition]) -> dict[str, torch.Tensor]:
         """Labels (R, M, K) of the alternatives, `NEVER` where there are fewer than M, and weights (R, K)."""
@@ -143,7 +133,8 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         num_requests, num = len(inputs["labels"]), num_images * num_candidates
         generators = [generator] * num_requests
         if generator is None:
-            seeds = [_fresh_seed() if seed is None else seed for _ in range(num_requests)]
+            # from the global generator, so that `transformers.set_seed` makes it repeatable
+            seeds = [int(torch.randint(2**62, ())) if seed is None else seed for _ in range(num_requests)]
             generators = [torch.Generator(self.model.device).manual_seed(each) for each in seeds]
         states = [each.get_state() for each in generators]
         batch_size = min(batch_size, num_requests * num)
@@ -151,7 +142,8 @@ class AttributeConditionalGenerationPipeline(Pipeline):
             try:
                 return _best(self._draw(inputs, num, generators, batch_size, **arguments), num_images)
             except (RuntimeError, MemoryError) as error:
-                if batch_size == 1 or not _is_out_of_memory(error):
+                is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+                if batch_size == 1 or not (is_memory or "can't allocate memory" in str(error)):
                     raise
             # here the exception, and with it all that the chain had allocated, is gone
             batch_size //= 2
@@ -188,9 +180,8 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         if to is None:
             noise = initial_noise(config.sampler, shape, model.device, generator)
             labels = labels[0] if len(labels) == 1 else labels
-            condition = Condition(
-                labels.expand(num, *labels.shape), None if weights is None else weights.expand(num, -1)
-            )
+            weights = None if weights is None else weights.expand(num, -1)
+            condition = Condition(labels.expand(num, *labels.shape), weights)
             condition = model.condition(condition, complete, generator)
         else:
             ends = torch.stack([labels[0], torch.tensor(to, device=labels.device)])
@@ -244,8 +235,8 @@ class AttributeConditionalGenerationPipeline(Pipeline):
 
 def _checked(given: dict) -> dict:
     """The arguments of a call, with numbers as Python has them. Raises `ValueError` for what does not go together."""
-    if unknown := given.keys() - KNOWN:
-        raise TypeError(f"unknown argument {min(unknown)!r}{nearest_name(min(unknown), sorted(KNOWN))}")
+    for name in given.keys() - {*OF_ALL, *OF_DRAWINGS, *OF_EDITS}:
+        raise TypeError(f"unknown argument {name!r}{nearest_name(name, (*OF_ALL, *OF_DRAWINGS, *OF_EDITS))}")
     if "seed" in given and "generator" in given:
         raise ValueError("give a seed or a generator, not both")
     if unused := [name for name in (OF_DRAWINGS if "image" in given else OF_EDITS) if name in given]:
@@ -255,7 +246,7 @@ def _checked(given: dict) -> dict:
     for name, value in given.items():
         if name in WHOLE_NUMBERS:
             given[name] = as_int(name, value)
-        elif name in NUMBERS:
+        elif name in ("guidance_scale", "strength", "hold_scale"):
             given[name] = as_float(name, value)
         elif name == "seed":
             given[name] = as_int(name, value, 0, MAX_SEED)
@@ -282,13 +273,3 @@ def _best(drawn: dict, num: int) -> dict:
     best = log_conditional.argsort(1, descending=True)[:, :num]
     rows = torch.arange(len(best), device=best.device)[:, None]
     return {name: value[rows, best] for name, value in drawn.items()}
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Of a GPU, or of the machine."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def _fresh_seed() -> int:
-    """Another seed each time, from the global generator: `transformers.set_seed` makes it repeatable."""
-    return int(torch.randint(2**62, ()))

@@ -11,11 +11,12 @@ stand in single or double quotes, in which a doubled quote is one: `"Shirt (red)
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
 from typing import Any, Protocol
 
-from .values_jem import BINARY, as_python, label_of, nearest_name, shown
+from .values_jem import BINARY, as_choice, as_python, label_of, shown
 
 Request = str | Mapping[str, Any]
 
@@ -86,7 +87,7 @@ def parse_composition(request: Request, config: Attributes) -> Composition:
         )
     labels, weights = [-1] * len(config.attributes), [1.0] * len(config.attributes)
     for name, value in dict(request).items():
-        k, value = _index(name, config), as_python(value)
+        k, value = config.attributes.index(as_choice("attribute", name, config.attributes)), as_python(value)
         if isinstance(value, float) and config.values(name) == BINARY:
             weights[k], value = _weight(name, abs(value)), value > 0
         if value is not None:
@@ -95,12 +96,7 @@ def parse_composition(request: Request, config: Attributes) -> Composition:
 
 
 def parse_request(request: Request, config: Attributes) -> list[int]:
-    """
-    The K labels of a request that has one alternative and no weights, -1 for attributes that it leaves open.
-
-    Raises:
-        ValueError: several alternatives, weights, or as [`parse_composition`] does.
-    """
+    """The K labels of a request, see [`parse_composition`]. Raises `ValueError` for alternatives and weights, too."""
     composition = parse_composition(request, config)
     if len(composition.alternatives) > 1:
         raise ValueError(f"the request {request!r} has several alternatives: name one value an attribute, 'A & ~B'")
@@ -133,35 +129,30 @@ class _Parser:
         self.tokens = list(_TOKEN.finditer(text))
 
     def composition(self) -> Composition:
-        num_attributes = len(self.config.attributes)
-        labels = [-1] * num_attributes
+        attributes, num_values = self.config.attributes, self.config.num_values
         predicate = self.request() if self.tokens else lambda labels: 1.0
         if self.tokens:
             raise self.error(f"{self.tokens[0][0].strip()!r} is out of place")
-        num_values = self.config.num_values
         order = sorted(set(self.mentioned), key=lambda k: (num_values[k], k))
-        found = _solutions(_bounded(predicate, MAX_WORK // max(1, len(self.text))), labels, order, num_values)
+        predicate = _bounded(predicate, MAX_WORK // max(1, len(self.text)))
+        found = _solutions(predicate, [-1] * len(attributes), order, num_values)
         if not found:
-            names = [repr(self.config.attributes[k]) for k in order if self.mentioned.count(k) > 1]
+            names = [repr(attributes[k]) for k in order if self.mentioned.count(k) > 1]
             raise ValueError(f"the request contradicts itself: {' and '.join(names)} cannot meet all of it")
-        return Composition(
-            [[solution.get(k, -1) for k in range(num_attributes)] for solution in found],
-            [self.weights.get(k, 1.0) for k in range(num_attributes)],
-        )
+        labels = [[solution.get(k, -1) for k in range(len(attributes))] for solution in found]
+        return Composition(labels, [self.weights.get(k, 1.0) for k in range(len(attributes))])
 
     def request(self) -> Predicate:
-        parts = self.joined_by("|", self.conjunction)
-        return lambda labels: max(part(labels) for part in parts)
+        return self.joined("|", max, self.conjunction)
 
     def conjunction(self) -> Predicate:
-        parts = self.joined_by("&", self.term)
-        return lambda labels: min(part(labels) for part in parts)
+        return self.joined("&", min, self.term)
 
-    def joined_by(self, operator: str, rule: Callable[[], Predicate]) -> list[Predicate]:
+    def joined(self, operator: str, truth: Callable, rule: Callable[[], Predicate]) -> Predicate:
         parts = [rule()]
         while self.take(operator):
             parts.append(rule())
-        return parts
+        return lambda labels: truth(part(labels) for part in parts)
 
     def term(self) -> Predicate:
         if self.take("~"):
@@ -173,7 +164,7 @@ class _Parser:
                 raise self.error("')' is missing")
             return predicate
         name = self.name("an attribute")
-        k = _index(name, self.config)
+        k = self.config.attributes.index(as_choice("attribute", name, self.config.attributes))
         label = label_of(name, self.name("a value") if self.take("=") else True, self.config.values(name))
         self.mentioned.append(k)
         if self.take(":"):
@@ -192,18 +183,16 @@ class _Parser:
 
     def name(self, what: str) -> str:
         kind = self.tokens[0].lastgroup if self.tokens else None
-        if kind == "bare":
-            return self.tokens.pop(0)[0].strip()
-        if kind == "quoted":
-            quoted = self.tokens.pop(0)[0]
-            return quoted[1:-1].replace(quoted[0] * 2, quoted[0])
-        raise self.error("a quote is not closed" if kind == "unclosed" else f"{what} is missing")
+        if kind not in ("bare", "quoted"):
+            raise self.error("a quote is not closed" if kind == "unclosed" else f"{what} is missing")
+        found = self.tokens.pop(0)[0]
+        return found.strip() if kind == "bare" else found[1:-1].replace(found[0] * 2, found[0])
 
     def take(self, operator: str) -> bool:
-        found = bool(self.tokens) and self.tokens[0][0] == operator
-        if found:
-            del self.tokens[0]
-        return found
+        is_next = bool(self.tokens) and self.tokens[0][0] == operator
+        if is_next:
+            self.tokens.pop(0)
+        return is_next
 
     def error(self, problem: str) -> ValueError:
         place = f"at character {self.tokens[0].start() + 1}" if self.tokens else "at the end"
@@ -248,20 +237,11 @@ def _solutions(predicate: Predicate, labels: list[int], order: list[int], num_va
     return found
 
 
-def _index(name: str, config: Attributes) -> int:
-    if name not in config.attributes:
-        raise ValueError(f"unknown attribute {name!r}{nearest_name(name, config.attributes)}")
-    return config.attributes.index(name)
-
-
 def _weight(name: str, value: float | str) -> float:
-    try:
-        weight = float(value)
-    except ValueError:
-        weight = 0.0
-    if not 0 < weight < inf:
-        raise ValueError(f"{value!r} is not a weight of attribute {name!r}: write a number above 0, or a value")
-    return weight
+    with suppress(ValueError):
+        if 0 < float(value) < inf:
+            return float(value)
+    raise ValueError(f"{value!r} is not a weight of attribute {name!r}: write a number above 0, or a value")
 
 
 def _quoted(name: str) -> str:

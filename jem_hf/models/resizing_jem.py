@@ -25,19 +25,12 @@ def resize(model, attributes: list[str], attribute_values: dict[str, list[str]] 
 
 
 def resized_config(config: JemConfig, attributes: list[str], attribute_values: dict | None = None) -> JemConfig:
-    """
-    A config with other attributes; of `novel_combinations` those that it can still express.
-
-    Raises:
-        ValueError: as [`JemConfig`] does, and for an attribute that keeps none of its values.
-    """
-    attribute_values = {
-        **{name: values for name, values in config.attribute_values.items() if name in attributes},
-        **(attribute_values or {}),
-    }
+    """A config with other attributes; of `novel_combinations` those that it can still express."""
+    old_values = {name: values for name, values in config.named_values.items() if values and name in attributes}
+    attribute_values = old_values | (attribute_values or {})
     changed = {"attributes": attributes, "attribute_values": attribute_values, "novel_combinations": []}
     resized = JemConfig.from_dict(config.to_dict() | changed)
-    for name in set(config.attributes) & set(attributes):
+    for name in config.named_values.keys() & set(attributes):
         if not set(config.values(name)) & set(resized.values(name)):
             raise ValueError(
                 f"attribute {name!r} keeps none of its values {config.values(name)}, the new ones are "
@@ -45,7 +38,7 @@ def resized_config(config: JemConfig, attributes: list[str], attribute_values: d
             )
     resized.novel_combinations = [
         combination
-        for combination in config.novel_combinations
+        for combination in config.novel_combinations or []
         if all(name in attributes and str(value) in resized.values(name) for name, value in combination.items())
     ]
     return resized
@@ -61,15 +54,16 @@ def _label_map(old: JemConfig, new: JemConfig) -> tuple[torch.Tensor, torch.Tens
         1 / V_k (KV) at the values of attributes that are dropped.
     """
     width, new_width = max(old.num_values), max(new.num_values)
-    mixture = torch.zeros(len(new.attributes), new_width, len(old.attributes), width, dtype=torch.float64)
+    attributes = list(new.named_values)
+    mixture = torch.zeros(len(attributes), new_width, len(old.named_values), width, dtype=torch.float64)
     added = torch.zeros(mixture.shape[:2], dtype=torch.float64)
     dropped = torch.zeros(mixture.shape[2:], dtype=torch.float64)
-    for j, name in enumerate(old.attributes):
+    for j, name in enumerate(old.named_values):
         values = old.values(name)
-        if name not in new.attributes:
+        if name not in attributes:
             dropped[j, : len(values)] = 1 / len(values)
             continue
-        k = new.attributes.index(name)
+        k = attributes.index(name)
         for v, value in enumerate(new.values(name)):
             if value in values:
                 mixture[k, v, j, values.index(value)] = 1

@@ -47,45 +47,36 @@ def nearest_name(name: Any, names: Iterable[str]) -> str:
     return f"; did you mean {match[0]!r}?" if match else f"; choose from {', '.join(names)}"
 
 
+def as_choice(name: str, value: Any, choices: Iterable[str]) -> str:
+    """One of the choices. Raises `ValueError` for anything else, with the nearest of them."""
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}{nearest_name(value, choices)}")
+    return value
+
+
 def as_python(value: Any) -> Any:
     """A scalar of numpy or torch as Python's own; everything else as it is."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def as_int(name: str, value: Any, smallest: int = 1, largest: float = LARGEST) -> int:
-    """
-    A whole number in a range, of Python, numpy or torch; 2.0 is one.
-
-    Raises:
-        ValueError: no number, a fraction, NaN or infinity, or a number out of the range.
-    """
-    number = as_python(value)
-    if not _is_number(number, smallest, largest) or number % 1:
-        raise ValueError(f"{name} is a whole number{_range(smallest, largest)}, not {shown(value)}")
-    return int(number)
+    """A whole number in a range, of Python, numpy or torch; 2.0 is one. Raises `ValueError` for anything else."""
+    return int(_number(name, "whole", value, smallest, largest))
 
 
 def as_float(name: str, value: Any, smallest: float = -LARGEST, largest: float = LARGEST) -> float:
-    """
-    A finite number in a range, of Python, numpy or torch.
+    """A finite number in a range, of Python, numpy or torch. Raises `ValueError` for anything else."""
+    return float(_number(name, "finite", value, smallest, largest))
 
-    Raises:
-        ValueError: no number, NaN or infinity, or a number out of the range.
-    """
+
+def _number(name: str, kind: str, value: Any, smallest: float, largest: float) -> Any:
     number = as_python(value)
-    if not _is_number(number, smallest, largest):
-        raise ValueError(f"{name} is a finite number{_range(smallest, largest)}, not {shown(value)}")
-    return float(number)
-
-
-def _is_number(value: Any, smallest: float, largest: float) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and bool(smallest <= value <= largest)  # type: ignore[operator]
-
-
-def _range(smallest: float, largest: float) -> str:
-    if largest < LARGEST:
-        return f" from {smallest} to {largest}"
-    return f" from {smallest} on" if smallest > -LARGEST else ""
+    is_number = isinstance(number, Real) and not isinstance(number, bool)
+    if is_number and smallest <= number <= largest and not (kind == "whole" and number % 1):
+        return number
+    limits = f" from {smallest} to {largest}" if largest < LARGEST else f" from {smallest} on"
+    raise ValueError(f"{name} is a {kind} number{limits if smallest > -LARGEST else ''}, not {shown(value)}")
 
 
 def shown(value: Any) -> str:

@@ -10,9 +10,10 @@ from transformers.utils import logging
 from ..data.attributes import reader
 from ..data.splits import ZERO_SHOT_CANDIDATES, zero_shot_combinations
 from ..data.tensors import AttributeTensors
-from ..models.configuration_jem import JemConfig, nearest_name
+from ..models.configuration_jem import JemConfig
 from ..models.image_processing_jem import JemImageProcessor
 from ..models.modeling_jem import JemModel
+from ..models.values_jem import nearest_name
 from .arguments import JemTrainingArguments
 from .fields import SECTIONS, check_types, expand_home, field_value, read_yaml
 from .fine_tuning import load_resized, unite_attributes

@@ -4,8 +4,9 @@ from ..data.columns import attribute_values, features_of
 from ..data.loading import load_attribute_dataset
 from ..data.sources import is_local
 from ..data.tensors import AttributeStream, encode_dataset
-from ..models.configuration_jem import BINARY, JemConfig, nearest_name
+from ..models.configuration_jem import JemConfig
 from ..models.image_processing_jem import JemImageProcessor
+from ..models.values_jem import BINARY, nearest_name
 from .fields import DATASET_FIELDS, expand_home, field_value
 
 DEFAULT_SPLIT = {"kind": "random", "seed": 0, "test": 0.1}
