@@ -4,9 +4,8 @@ import pytest
 import torch
 from targets import FALSE_ALARM, MixedTarget, goodness_of_fit
 
-from jem_hf.models.image_samplers_jem import hmc
+from jem_hf.models.image_samplers_jem import hmc, mixed_hmc
 from jem_hf.models.label_samplers_jem import one_hot
-from jem_hf.models.mixed_hmc_jem import mixed_hmc
 
 
 def seeded(seed=0):

@@ -5,9 +5,8 @@ import torch
 from targets import MixedTarget
 
 from jem_hf.models.chains_jem import linear
-from jem_hf.models.image_samplers_jem import IMAGE_SAMPLERS
+from jem_hf.models.image_samplers_jem import IMAGE_SAMPLERS, mixed_hmc
 from jem_hf.models.label_samplers_jem import LABEL_SAMPLERS, one_hot
-from jem_hf.models.mixed_hmc_jem import mixed_hmc
 
 TARGET = MixedTarget([2, 3, 2])
 GIVEN = torch.tensor([[-1, 2, -1]]).repeat(6, 1)

@@ -251,6 +251,6 @@ def test_a_density_draws_once_a_step_however_often_it_is_asked():
         assert density.renew(step) == (step % 2 == 0)
         for _ in range(2):
             density(x)
-            drawn.append(density.labels)
+            drawn.append(density.condition.labels)
     assert all(each is drawn[0] for each in drawn[:4]) and all(each is drawn[4] for each in drawn[4:])
     assert not torch.equal(drawn[0], drawn[4])

@@ -70,13 +70,10 @@ class JemCnn(nn.Module):
     `width` channels; a 1x1 convolution back to `width`; two linear layers of `hidden_size`. SiLU after each.
 
     Args:
-        img_size (`int`): Height and width of the images, a power of two from 8 on.
-        in_chans (`int`): Channels of the images.
+        img_size (`int`), in_chans (`int`): Height and width of the images, a power of two from 8 on; their channels.
         num_classes (`int`): Size of a last linear layer; 0 for features.
-        width (`int`): Channels of the first layer (the paper has 64).
-        hidden_size (`int`): Size of the features.
-        stem_stride (`int`): 1, or 2 for a first layer that is 4x4 of stride 2 itself: a fraction of the cost at equal
-            width, for larger images.
+        width (`int`), hidden_size (`int`): Channels of the first layer (the paper has 64), and size of the features.
+        stem_stride (`int`): 1, or 2 for a first layer that is 4x4 of stride 2 itself, for larger images.
         depth (`int`): Residual 3x3 convolutions at each resolution (the paper has none).
     """
 

@@ -1,7 +1,7 @@
 """What all samplers share: the steps of chains and what they looked like, states, acceptance."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -46,14 +46,11 @@ class Chain:
     The steps of chains: where a schedule is, what [`ChainInfo`] says of each step, and when they end.
 
     Args:
-        num_steps (`int`): Steps at most, 1 or more.
+        num_steps (`int`): Steps at most, 1 or more, else `ValueError`.
         callback (*optional*): Called with the images, the labels (what there is of them) and [`ChainInfo`] before each
             step; True ends the chains.
         tolerance (`float`, defaults to 0): The chains end once the root mean square of every chain's gradient is
             below it. 0 never ends them, and never waits for the device.
-
-    Raises:
-        ValueError: no steps.
     """
 
     def __init__(self, num_steps: int, callback: Callable | None = None, tolerance: float = 0.0):
@@ -99,7 +96,8 @@ class Chain:
     def info(self) -> ChainInfo:
         """Of all steps done."""
 
-        num_steps, fields = len(self.infos), []
+        num_steps = len(self.infos)
+        fields: list[Any] = []
         for each in zip(*(self.infos or [self.last])):  # the last gives the shapes where no step was done
             fields.append(None if each[0] is None else torch.stack(list(map(torch.as_tensor, each)))[:num_steps])
         return ChainInfo(*fields)

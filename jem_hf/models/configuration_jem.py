@@ -27,17 +27,13 @@ class JemConfig(OnHub, PreTrainedConfig):
     What a [`JemModel`] is: its network, its images, its attributes and how it samples by default.
 
     Args:
-        attributes (`list[str]`):
-            Names of the K attributes, in the order of the label columns.
+        attributes (`list[str]`): Names of the K attributes, in the order of the label columns.
         attribute_values (`dict[str, list[str]]`, *optional*):
             The values of the attributes that are not binary, by name. All others have the values False and True.
         novel_combinations (`list[dict]`, *optional*):
-            Combinations such as `{"Male": True, "Bangs": True}` that were kept out of training and are asked
-            for in evaluation.
-        backbone (`str`, defaults to `"jem_cnn"`):
-            A timm architecture without batch statistics. `jem_cnn` is the network of the paper.
-        backbone_kwargs (`dict`, *optional*):
-            Arguments for `timm.create_model`, such as `{"width": 64}`.
+            Combinations such as `{"Male": True, "Bangs": True}` that were kept out of training, for evaluation.
+        backbone (`str`, defaults to `"jem_cnn"`): The paper's network, or a timm one without batch statistics.
+        backbone_kwargs (`dict`, *optional*): Arguments for `timm.create_model`, such as `{"width": 64}`.
         image_size (`int`, defaults to 32): Height and width of the images, in pixels.
         num_channels (`int`, defaults to 3): Colour channels of the images.
         head (`str`, defaults to `"product"`):
@@ -134,14 +130,6 @@ class JemConfig(OnHub, PreTrainedConfig):
             as_choice(field, getattr(self, field), choices)
         for field, smallest in SMALLEST.items():
             as_float(field, getattr(self, field), smallest)
-
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        try:
-            return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        except TypeError as error:  # older transformers take what they read for a dict
-            message = f"{pretrained_model_name_or_path}: its config.json is not the config of a JemModel: {error}"
-            raise ValueError(message) from error
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):

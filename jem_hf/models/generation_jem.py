@@ -53,12 +53,10 @@ class SamplingMixin:
 
         Args:
             labels: What each image shows, (B, K) with -1 where free, or a [`Condition`](sampling_jem.py).
-            num_inference_steps (`int`): Steps of the chain; for all but the Hamiltonian samplers network evaluations.
-            guidance_scale (`float`): g in `log p(x) + g log p(y|x)`; more obeys more and varies less.
-            free_attributes (`str`): `"marginalise"`, `"gibbs"` or `"complete"`, see [`JemConfig`].
+            num_inference_steps, guidance_scale, free_attributes, label_sampler:
+                See [`JemConfig`]; a higher scale obeys more and varies less.
             sampler (`str`), sampler_kwargs (`dict`):
                 One of `SAMPLERS` (sampling_jem.py), and its own arguments, which stand in for those of the config.
-            label_sampler (`str`): `"gibbs"` or `"gibbs_with_gradients"`, for heads with interactions.
             noise (`torch.Tensor` of shape (B, C, H, W)): Start of the chain, drawn if not given.
             generator (`torch.Generator`): Source of all randomness, on the device of the model.
             batch_size (`int`): Images that the network sees at once, see [`JemModel.potentials`].
@@ -138,11 +136,10 @@ class SamplingMixin:
         if not 0 < strength <= 1:
             raise ValueError(f"strength is above 0 and at most 1, not {strength}")
         if mask is not None and (mask.dtype != torch.bool or mask.shape[-2:] != pixel_values.shape[-2:]):
-            raise ValueError(f"mask is bool of shape (B, 1, {self.config.image_size}, {self.config.image_size})")
-        if hold_scale is None:
-            hold_scale = HOLD_SCALE if mask is None else 0.0
-        if guidance_scale is None:
-            guidance_scale = EDIT_SCALE if mask is None else self.config.guidance_scale
+            raise ValueError(f"mask is bool of shape (B, 1, *{tuple(pixel_values.shape[-2:])})")
+        scales = (EDIT_SCALE, HOLD_SCALE) if mask is None else (self.config.guidance_scale, 0.0)
+        guidance_scale = scales[0] if guidance_scale is None else guidance_scale
+        hold_scale = scales[1] if hold_scale is None else hold_scale
         labels = self._checked(labels.to(self.device))
         label_distribution = partial(self.label_distribution, batch_size=batch_size)
         condition = Condition(labels)
@@ -153,14 +150,13 @@ class SamplingMixin:
         if noise is None:
             noise = initial_noise(self.config.sampler, pixel_values.shape, self.device, generator)
         settings = self.edit_settings(strength, mask is not None, num_inference_steps, guidance_scale)
-        way, at_data = self._way(settings)
-
-        def known_outside(x: torch.Tensor, step: int) -> torch.Tensor:
-            """Pixels outside the mask are on their way from noise to the image."""
-            return torch.where(mask, x, torch.lerp(noise, pixel_values, min(1.0, way[step] / at_data)))
-
         if mask is not None:
-            settings["project"] = known_outside
+            way, at_data = self._way(settings)
+
+            def project(x, step):  # pixels outside the mask are on their way from noise to the image
+                return torch.where(mask, x, torch.lerp(noise, pixel_values, min(1.0, way[step] / at_data)))
+
+            settings["project"] = project
         return run_chain(
             label_distribution=label_distribution,
             x=torch.lerp(noise, pixel_values, 1 - strength),
@@ -208,10 +204,7 @@ class SamplingMixin:
         return _end_of(settings, len(done))
 
     def condition(
-        self,
-        labels: torch.Tensor | Condition,
-        complete: bool = False,
-        generator: torch.Generator | None = None,
+        self, labels: torch.Tensor | Condition, complete: bool = False, generator: torch.Generator | None = None
     ) -> Condition:
         """Labels checked, and completed by the model of the labels if so wished: every alternative on its own."""
         condition = Condition(labels) if isinstance(labels, torch.Tensor) else labels

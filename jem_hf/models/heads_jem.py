@@ -25,7 +25,6 @@ class Head(nn.Module):
         self.linear = nn.Linear(num_features, num_potentials or len(num_values) * max(num_values))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Potentials, float32."""
         return full_precision(self.linear, features)
 
     def score(self, potentials: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:

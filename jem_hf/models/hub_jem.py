@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,6 +26,7 @@ TRUST = """\
 `trust_remote_code=True` runs the code beside the weights; it needs transformers and timm, not `jem_hf`. Where that is
 installed, `import jem_hf` does as well. `pipeline("image-classification", ...)` takes the same arguments."""
 FILES = ("config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json")
+PUSH_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr")
 HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 IS_REMOTE_CODE = __name__.startswith("transformers_modules.")
 
@@ -34,8 +36,10 @@ class OnHub:
 
     checkpoint_files: tuple[str, ...] = ()
     remote_code: dict = {}  # what the first of these files says of the code beside it
-    resolve = None  # hub.zoo sets it: (name, files, arguments) -> (folder or Hub id, arguments, SHA-256 by file)
-    write_card = None  # hub.zoo sets it: (folder, config, name) -> a card for a model that has none
+    # hub.zoo sets both: (name, files, arguments) -> (folder or Hub id, arguments, SHA-256 by file), and
+    # (folder, config, name) -> a card for a model that has none
+    resolve: Callable | None = None
+    write_card: Callable | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -58,13 +62,11 @@ class OnHub:
                 raise OSError(f"{name} is a file: give the folder that it is in, {Path(name).parent}")
             elif not (folder / cls.checkpoint_files[0]).is_file():
                 raise OSError(f"{folder} has no {cls.checkpoint_files[0]}: give the folder of a checkpoint")
-        loaded = super().from_pretrained(name, *args, **kwargs)
-        if cls._is_model():
-            model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
-            model._revision = kwargs.get("revision")
-        return loaded
+        return super().from_pretrained(name, *args, **kwargs)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *, code: bool = True, **kwargs):
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *, code: bool = True, push_to_hub: bool = False, **kwargs
+    ):
         """
         Save to a folder, see transformers; unless `code` is False with all that makes it work without `jem_hf`.
 
@@ -74,10 +76,17 @@ class OnHub:
         folder = Path(save_directory).expanduser()
         if folder.is_file():
             raise OSError(f"{folder} is a file: give a folder to save to")
+        push = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
         saved = super().save_pretrained(folder, **kwargs)
-        if self.remote_code and code and kwargs.get("is_main_process", True):
-            save_code(folder)
-            update_json(folder / self.checkpoint_files[0], self.remote_code)
+        is_main_process = kwargs.get("is_main_process", True)
+        if self.remote_code and code and is_main_process:
+            for path in code_files():
+                shutil.copyfile(path, folder / path.name)
+            path = folder / self.checkpoint_files[0]
+            content = json.loads(path.read_text()) | self.remote_code
+            path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+        if push_to_hub and is_main_process:
+            self.push_to_hub(push.pop("repo_id", folder.name), token=kwargs.get("token"), **push)
         return saved
 
     def push_to_hub(
@@ -96,11 +105,8 @@ class OnHub:
         Upload to the Hub; files that the repo has already are not sent again.
 
         Args:
-            repo_id: `"user/name"`, or a name in your own namespace; made where there is none, `private` if so wished.
-            commit_message, commit_description: What the history says.
-            token: Of a user who may write; by default the one of `hf auth login`.
+            repo_id, private, token, commit_message, commit_description, create_pr: As of transformers.
             revision: Branch, made where there is none.
-            create_pr: Propose the change, write nothing.
             kwargs: Of `save_pretrained`.
 
         Returns:
@@ -118,7 +124,8 @@ class OnHub:
             self.save_pretrained(folder, **kwargs)
             self._add_documents(Path(folder))
             card = Path(folder, "README.md")
-            if not card.is_file() and self._needs_card(api, repo_id, revision):
+            lacks_card = "model.safetensors" in self.checkpoint_files and not card.is_file()
+            if lacks_card and OnHub.write_card and not api.file_exists(repo_id, "README.md", revision=revision):
                 OnHub.write_card(Path(folder), self, repo_id.split("/")[-1])
             if card.is_file():
                 address_card(Path(folder), repo_id, revision)
@@ -130,14 +137,6 @@ class OnHub:
                 revision=revision,
                 create_pr=create_pr,
             )
-
-    def _needs_card(self, api, repo_id, revision) -> bool:
-        can_write = self._is_model() and OnHub.write_card is not None
-        return can_write and not api.file_exists(repo_id, "README.md", revision=revision)
-
-    @classmethod
-    def _is_model(cls) -> bool:
-        return "model.safetensors" in cls.checkpoint_files
 
     def _add_documents(self, folder: Path) -> None:
         """Put into `folder` what belongs beside the files of `save_pretrained`."""
@@ -162,13 +161,10 @@ def _checked_download(repo_id: str, files, kwargs: dict, declared: dict[str, str
             path.unlink()
             blob.unlink(missing_ok=True)
             raise OSError(
-                f"{name} of {repo_id!r} is not what the Hub's hash says: it was damaged on the way or in the cache, "
-                "and has been removed; load it again"
+                f"{name} of {repo_id!r} is not what the Hub's hash says, and has been removed: load it again"
             )
         if name in declared and file_hash(path) != declared[name]:
-            raise OSError(
-                f"{name} of {repo_id!r} is not the file that the card in the zoo declares: its SHA-256 differs"
-            )
+            raise OSError(f"{name} of {repo_id!r} is not the file that the card in the zoo declares")
     return {**kwargs, "revision": hub["revision"], "local_files_only": True, "force_download": False}
 
 
@@ -189,19 +185,6 @@ def describe_files(folder: str | Path) -> list[dict]:
 def code_files() -> list[Path]:
     """The files that read a checkpoint: this one and those beside it."""
     return sorted(Path(__file__).parent.glob("*_jem.py"))
-
-
-def save_code(folder: str | Path) -> None:
-    """Put the code that reads a checkpoint beside it."""
-    for path in code_files():
-        shutil.copyfile(path, Path(folder) / path.name)
-
-
-def update_json(path: str | Path, content: dict) -> None:
-    """Set entries of a JSON file."""
-    path = Path(path)
-    content = json.loads(path.read_text()) | content
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def address_card(folder: Path, repo_id: str, revision: str | None = None) -> None:

@@ -43,9 +43,8 @@ def open_image(
             with Image.open(file, formats=formats) as image:
                 return _upright(image, max_pixels)
         except Exception as error:  # of many kinds: PIL's and those of its decoders
-            raise ValueError(
-                f"cannot read the image {str(source)[:200]!r}: {error or type(error).__name__}"
-            ) from error
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"cannot read the image {str(source)[:200]!r}: {reason}") from error
     return _upright(source if isinstance(source, Image.Image) else _from_array(source, channels), max_pixels)
 
 
@@ -67,10 +66,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def to_mask(image: Image.Image) -> Image.Image:
     """
     A mask as white and black in RGB: white is what is bright and opaque; where nothing is, strokes on a transparent
-    ground, of whatever colour.
-
-    Raises:
-        ValueError: nothing is white, or as [`open_image`] does.
+    ground, of whatever colour. Raises `ValueError` where nothing is white, or as [`open_image`] does.
     """
     image = _upright(image)
     image = image if image.has_transparency_data else image.convert("RGB")
@@ -90,9 +86,7 @@ def _upright(image: Image.Image, max_pixels: int | None = None) -> Image.Image:
     """The image as its camera was held, in a mode of 8 bits that other modes can be made of."""
     width, height = image.size
     if min(width, height) < 1 or max(width, height) >= MAX_ASPECT_RATIO * min(width, height):
-        raise ValueError(
-            f"an image of {width}x{height} pixels is no picture: its sides are below {MAX_ASPECT_RATIO} to 1"
-        )
+        raise ValueError(f"{width}x{height} pixels are no picture: its sides are below {MAX_ASPECT_RATIO} to 1")
     limit = max_pixels or Image.MAX_IMAGE_PIXELS
     if limit and width * height > limit:
         raise ValueError(f"{width}x{height} pixels are more than {limit}: make the image smaller")
@@ -117,19 +111,12 @@ def _from_array(array: np.ndarray | torch.Tensor, channels: str | None = None) -
     if pixels.ndim == 3 and (pixels.shape[0] <= 4 if channels is None else channels == "channels_first"):
         pixels = pixels.transpose(1, 2, 0)
     if pixels.ndim not in (2, 3) or pixels.shape[2:] > (4,):
-        raise ValueError(
-            f"an array of shape {pixels.shape} is no image: give (H, W), (H, W, C) or (C, H, W), C up to 4"
-        )
+        raise ValueError(f"an array {pixels.shape} is no image: give (H, W), (H, W, C) or (C, H, W), C up to 4")
     return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
 
 
 def to_bytes(array: np.ndarray | torch.Tensor) -> np.ndarray:
-    """
-    Pixels as uint8: floats that are all in [0, 1] are scaled, and so are bools and 16 bits.
-
-    Raises:
-        ValueError: no numbers, or numbers that are none of those, such as pixels in [-1, 1].
-    """
+    """Pixels as uint8, see [`open_image`]. Raises `ValueError` for others, such as those in [-1, 1]."""
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
         array = (array.double() if array.is_floating_point() else array).numpy()  # numpy has no bfloat16

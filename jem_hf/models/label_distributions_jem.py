@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -14,18 +15,15 @@ NUM_SWEEPS = 32  # of Gibbs where there are more
 NUM_CHAINS = 4  # whose spread is the standard error
 
 
+@dataclass(eq=False)
 class ProductDistribution:
     """
-    Labels that are independent given the image: `log p~(x, y) = sum_k f_k(x)[y_k]` (Kelly et al. 2021, section 3).
-
-    Args:
-        logits (`torch.Tensor` of shape (B, K, V)): f(x), -inf where an attribute has fewer than V values.
+    Labels that are independent given the image: `log p~(x, y) = sum_k f_k(x)[y_k]` (Kelly et al. 2021, section 3), by
+    logits f(x) (B, K, V), -inf where an attribute has fewer than V values.
     """
 
+    logits: torch.Tensor
     is_exact = True  # whether labels that are missing are summed out exactly
-
-    def __init__(self, logits: torch.Tensor):
-        self.logits = logits
 
     @property
     def num_values(self) -> list[int]:
@@ -61,7 +59,7 @@ class ProductDistribution:
         The prediction, `p(y_k | x, y_O)` where labels (B, K) are given (-1: missing).
 
         Returns:
-            (B, K, V), whose softmax it is, and the standard error of those probabilities: none here.
+            (B, K, V), whose softmax it is, and the standard error of those probabilities, here 0.
         """
         logits = self.logits
         if labels is not None:
@@ -76,11 +74,16 @@ class ProductDistribution:
         start: torch.Tensor | None = None,
         temperature: float = 1.0,
     ) -> torch.Tensor:
-        """Labels (B, K) with every -1 replaced by an exact draw from `p(y_k|x)^(1/temperature)`; no `start` needed."""
+        """
+        Labels (B, K) with every -1 replaced by a draw from `p(y | x, y_O)^(1/temperature)`.
+
+        `start` (B, K) are labels of a chain that goes on; here none is needed.
+        """
         logits = self.logits.detach()
         return torch.where(labels >= 0, labels, draw_categorical(logits / temperature, generator))
 
 
+@dataclass(eq=False)
 class InteractingDistribution:
     """
     Labels that depend on each other given the image.
@@ -93,70 +96,53 @@ class InteractingDistribution:
         num_values (`list[int]`): V_k of each of the K attributes.
         batch_size (`int`), device: Of the images.
         sampler (`str`, defaults to `"gibbs"`): That draws labels, one of [`LABEL_SAMPLERS`](label_samplers_jem.py).
+
+    Methods are those of [`ProductDistribution`].
     """
 
-    def __init__(
-        self,
-        score: Callable[[torch.Tensor], torch.Tensor],
-        num_values: list[int],
-        batch_size: int,
-        device: torch.device,
-        sampler: str = "gibbs",
-    ):
-        self.score, self.num_values, self.batch_size, self.device = score, num_values, batch_size, device
-        self.sampler = sampler
-        self.is_exact = math.prod(num_values) <= MAX_ENUMERATED
+    score: Callable[[torch.Tensor], torch.Tensor]
+    num_values: list[int]
+    batch_size: int
+    device: torch.device
+    sampler: str = "gibbs"
+
+    @property
+    def is_exact(self) -> bool:
+        return math.prod(self.num_values) <= MAX_ENUMERATED
 
     def log_joint(self, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-        """
-        `log p~(x, y_O)` (B,) of labels (B, K); labels of -1 are missing and summed out.
-
-        Where the sum is too long it is estimated by annealed importance sampling over the labels (Neal 2001), which
-        is too low on average. Its gradient is the one of `log p~(x, y)` at the labels that were drawn, for
-        `grad log p~(x, y_O)` is the mean of those over `p(y | x, y_O)` (Fisher's identity).
-
-        Raises:
-            ValueError: weights, which need labels that are independent given the image.
-        """
+        """Raises `ValueError` for weights, which need labels that are independent given the image."""
         if weights is not None:
             raise ValueError("weights of attributes need the head 'product': leave them out, or raise guidance_scale")
         if (labels >= 0).all():
             return self.score(one_hot(labels, self.num_values))
-        if not self.is_exact:
-            return self._annealed(labels)
-        return self._enumerated(labels)[1].logsumexp(0)
+        return self._enumerated(labels)[1].logsumexp(0) if self.is_exact else self._annealed(labels)
 
     def log_marginal(self) -> torch.Tensor:
-        """`log p~(x)` (B,): `log_joint` of labels that are all missing."""
         return self.log_joint(self._missing())
 
     def conditional_logits(self, labels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """(B, K, V), whose softmax is `p(y_k | x, all other labels)`, from labels (B, K); missing ones are drawn."""
+        """Missing labels are drawn."""
         encoded, width = one_hot(self.draw(labels, generator), self.num_values), max(self.num_values)
         scores = [self.score(with_all_values(encoded, k, num)).T for k, num in enumerate(self.num_values)]
         return torch.stack([F.pad(each, (0, width - each.shape[1]), value=-torch.inf) for each in scores], dim=1)
 
     @torch.no_grad()
     def marginal_logits(self, labels: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        The prediction, `p(y_k | x, y_O)` where labels (B, K) are given (-1: missing).
-
-        Returns:
-            (B, K, V), whose softmax it is, and the standard error of those probabilities: none where sums are exact.
-        """
+        """The standard error is 0 where sums are exact."""
         labels = self._missing() if labels is None else labels
         if self.is_exact:
             vectors, scores = self._enumerated(labels)
             probabilities = torch.einsum("nb,nkv->bkv", scores.softmax(0), one_hot(vectors, self.num_values))
             return probabilities.log(), torch.zeros_like(probabilities)
-        generator, chains = self._generator(), []
-        for _ in range(NUM_CHAINS):
-            current, total = self._sample("gibbs", labels, NUM_SWEEPS // 4, generator), 0.0
+        generator, given = self._generator(), one_hot(labels, self.num_values)
+        chains = torch.zeros(NUM_CHAINS, *given.shape, device=self.device)
+        for chain in chains:
+            current = self._sample("gibbs", labels, NUM_SWEEPS // 4, generator)
             for _ in range(NUM_SWEEPS):
                 current = self._sample("gibbs", labels, 1, generator, current)
-                total = total + self.conditional_logits(current).softmax(-1)
-            chains.append(torch.where((labels < 0)[..., None], total / NUM_SWEEPS, one_hot(labels, self.num_values)))
-        chains = torch.stack(chains)
+                chain += self.conditional_logits(current).softmax(-1)
+        chains = torch.where((labels < 0)[..., None], chains / NUM_SWEEPS, given)
         return chains.mean(0).log(), chains.std(0) / NUM_CHAINS**0.5
 
     @torch.no_grad()
@@ -167,12 +153,7 @@ class InteractingDistribution:
         start: torch.Tensor | None = None,
         temperature: float = 1.0,
     ) -> torch.Tensor:
-        """
-        Labels (B, K) with every -1 replaced by a draw from `p(y | x, y_O)^(1/temperature)`.
-
-        Exact by enumeration, else by the label sampler: one sweep from `start` (B, K), or `NUM_SWEEPS` from uniform
-        labels.
-        """
+        """Exact by enumeration, else one sweep of the label sampler from `start`, or many from uniform labels."""
         if self.is_exact:
             vectors, scores = self._enumerated(labels)
             return vectors[draw_categorical(scores.T / temperature, generator)]
@@ -201,7 +182,12 @@ class InteractingDistribution:
         return LABEL_SAMPLERS[sampler](log_prob, labels, self.num_values, **settings)[0]
 
     def _annealed(self, labels: torch.Tensor) -> torch.Tensor:
-        """The value by importance weights from uniform labels on, the gradient at the last ones."""
+        """
+        `log p~(x, y_O)` by annealed importance sampling over the labels (Neal 2001), too low on average.
+
+        Its gradient is the one of `log p~(x, y)` at the labels that were drawn, for `grad log p~(x, y_O)` is the mean
+        of those over `p(y | x, y_O)` (Fisher's identity).
+        """
         generator = self._generator()
         with torch.no_grad():
             current = start_labels(labels, self.num_values, generator=generator)

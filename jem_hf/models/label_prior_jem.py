@@ -16,6 +16,9 @@ class PairwiseLabelPrior(nn.Module):
         num_values (`list[int]`): Number of values V_k of each of the K labels.
     """
 
+    weight: torch.Tensor
+    bias: torch.Tensor
+
     def __init__(self, num_values: list[int]):
         super().__init__()
         self.num_values = num_values
@@ -29,12 +32,9 @@ class PairwiseLabelPrior(nn.Module):
         return torch.cat(columns, dim=1).to(self.weight.dtype)
 
     def fit(self, labels: torch.Tensor, l2: float = 1e-5, max_steps: int = 100) -> "PairwiseLabelPrior":
-        """
-        Maximise the pseudo-likelihood of labels (N, K) minus `l2` times the squared weights, by L-BFGS.
-
-        Missing labels (-1) neither predict nor are predicted.
-        """
-        one_hot = self._one_hot(labels.cpu())
+        """Fit by L-BFGS to labels (N, K), of which missing ones (-1) neither predict nor are predicted."""
+        labels = labels.cpu()
+        one_hot = self._one_hot(labels)
         between = 1 - torch.block_diag(*(torch.ones(v, v) for v in self.num_values))
         weight = torch.zeros_like(self.weight, device="cpu", requires_grad=True)
         bias = torch.zeros_like(self.bias, device="cpu", requires_grad=True)
@@ -46,7 +46,7 @@ class PairwiseLabelPrior(nn.Module):
             loss = l2 * weight.square().sum() + l2 * bias.square().sum()
             for k, block in enumerate(scores.split(self.num_values, dim=1)):
                 if (labels[:, k] >= 0).any():
-                    loss = loss + F.cross_entropy(block, labels[:, k].cpu(), ignore_index=-1)
+                    loss = loss + F.cross_entropy(block, labels[:, k], ignore_index=-1)
             loss.backward()
             return loss
 

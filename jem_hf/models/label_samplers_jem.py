@@ -81,8 +81,7 @@ def gibbs(
         num_steps (`int`): Sweeps over all labels.
         temperature: Number or schedule; `p^(1/temperature)` is sampled.
         start (`torch.LongTensor` of shape (B, K), *optional*): First values of the free labels, by default uniform.
-        generator (`torch.Generator`, *optional*): Source of all randomness, on the device of the labels.
-        callback (*optional*): Called with the labels and [`ChainInfo`] before each step; True stops.
+        generator, callback: As of [`langevin`](image_samplers_jem.py), with labels for images.
 
     Returns:
         The labels (B, K) and the `ChainInfo` of all steps; `grad_norm` and `saturated` are None.

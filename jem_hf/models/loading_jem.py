@@ -19,19 +19,20 @@ class CheckedWeights:
             OSError: no safetensors file, or one that is damaged.
         """
         name = pretrained_model_name_or_path
-        check_folder(name, kwargs.get("subfolder") or "")
+        _check_folder(name, kwargs.get("subfolder") or "")
         # of shapes that differ transformers would give no names; they are refused below
         settings = dict(use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True)
         try:
             model, info = super().from_pretrained(name, *args, **(kwargs | settings))
         except SafetensorError as error:
             raise OSError(f"the weights of {name} are damaged or no safetensors ({error}): get them anew") from error
-        check_keys(name, info)
-        check_finite(name, model)
+        _check_weights(name, model, info)
+        model.backbone.to(memory_format=torch.channels_last)
+        model._revision = kwargs.get("revision")
         return (model, info) if output_loading_info else model
 
 
-def check_folder(name, subfolder: str = "") -> None:
+def _check_folder(name, subfolder: str = "") -> None:
     """Raise `OSError` for a folder that holds no weights in safetensors."""
     folder = Path(name or "", subfolder)
     if name is None or not folder.is_dir():
@@ -39,37 +40,28 @@ def check_folder(name, subfolder: str = "") -> None:
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
     indices = [path.read_text(errors="replace") for path in folder.glob("*.safetensors.index.json")]
     is_pickled = any(f'"{pickle}"' in index for pickle in pickles for index in indices)
-    if any(folder.glob("*.safetensors")) and not is_pickled:
-        return
-    remedy = "give the folder of a checkpoint"
-    if pickles:
-        remedy = f"{pickles[0]} may be a pickle, which can run code: save the weights with safetensors"
-    raise OSError(f"{folder} has no model.safetensors, and weights are read from nothing else: {remedy}")
+    if is_pickled or not any(folder.glob("*.safetensors")):
+        remedy = "give the folder of a checkpoint"
+        if pickles:
+            remedy = f"{pickles[0]} may be a pickle, which can run code: save the weights with safetensors"
+        raise OSError(f"{folder} has no model.safetensors, and weights are read from nothing else: {remedy}")
 
 
-def check_keys(name, info: dict) -> None:
-    """Raise `ValueError` unless a checkpoint held all weights and no others, in their shapes."""
-    remedy = "get the checkpoint anew, with the config.json that it was saved with"
-    mismatched = sorted(info["mismatched_keys"])
-    if mismatched:
-        weight, found, expected = mismatched[0]
-        raise ValueError(
-            f"the weights of {name} are not those of its config: {weight} has the shape {tuple(found)} and not "
-            f"{tuple(expected)} ({len(mismatched)} differ): {remedy}"
-        )
-    for problem, weights in (("lacks", info["missing_keys"]), ("has unknown", info["unexpected_keys"])):
+def _check_weights(name, model: torch.nn.Module, info: dict) -> None:
+    shapes = [
+        f"{weight} has the shape {tuple(found)} and not {tuple(expected)}"
+        for weight, found, expected in info["mismatched_keys"]
+    ]
+    finite = {weight: tensor.is_meta or tensor.isfinite().all() for weight, tensor in model.state_dict().items()}
+    problems = {
+        "has weights that are not those of its config": shapes,
+        "lacks weights": info["missing_keys"],
+        "has unknown weights": info["unexpected_keys"],
+        "has weights that are not finite": [weight for weight in finite if not finite[weight]],
+    }
+    for problem, weights in problems.items():
         if weights:
             raise ValueError(
-                f"the checkpoint {name} {problem} weights: {', '.join(sorted(weights)[:3])} ({len(weights)} in all): "
-                f"{remedy}"
-            )
-
-
-def check_finite(name, model: torch.nn.Module) -> None:
-    """Raise `ValueError` where a weight is NaN or infinite."""
-    for weight, tensor in model.state_dict().items():
-        if not tensor.is_meta and not tensor.isfinite().all():
-            raise ValueError(
-                f"the weights of {name} are not finite: {weight} has NaN or infinities, so its training had diverged; "
-                "load an earlier checkpoint"
+                f"the checkpoint {name} {problem}: {', '.join(sorted(weights)[:3])} ({len(weights)} in all): get one "
+                "that is whole, with the config.json that it was saved with"
             )

@@ -21,14 +21,8 @@ from .pipeline_jem import AttributeConditionalGenerationPipeline
 from .resizing_jem import resize
 
 # that it is imported, not only named, makes transformers take its file along where it loads the code of a checkpoint
-CUSTOM_PIPELINES = {
-    TASK: {
-        "impl": f"pipeline_jem.{AttributeConditionalGenerationPipeline.__name__}",
-        "pt": ["AutoModel"],
-        "type": "multimodal",
-    }
-}
-PUSH_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr")
+IMPLEMENTATION = f"pipeline_jem.{AttributeConditionalGenerationPipeline.__name__}"
+CUSTOM_PIPELINES = {TASK: {"impl": IMPLEMENTATION, "pt": ["AutoModel"], "type": "multimodal"}}
 
 
 @dataclass
@@ -37,14 +31,11 @@ class JemOutput(ModelOutput):
     Output of [`JemModel`].
 
     Args:
-        loss (`torch.Tensor` of shape (1,), *optional*):
-            Mean of `-log p(y_k | x, all other labels)` over the labels that are present, in nats: for the head
-            "product" the likelihood, for heads with interactions the pseudo-likelihood (Besag 1975).
-        logits (`torch.Tensor` of shape (B, L)):
-            Log-odds of every entry of `config.id2label`: one for a binary attribute, one a value for others.
+        loss (`torch.Tensor` of shape (1,), *optional*): Mean of `-log p(y_k | x, all other labels)` in nats over the
+            labels present, with interactions the pseudo-likelihood (Besag 1975).
+        logits (`torch.Tensor` of shape (B, L)): Log-odds of every entry of `config.id2label`.
         energy (`torch.Tensor` of shape (B,)): `E(x, y_O)`; without labels `E(x)`. Lower is more probable.
-        attribute_logits (`torch.Tensor` of shape (B, K, V)):
-            Their softmax is `p(y_k|x)`; -inf where an attribute has fewer than V values. f(x) for the head "product".
+        attribute_logits (`torch.Tensor` of shape (B, K, V)): Their softmax is `p(y_k|x)`; -inf without a value.
         potentials (`torch.Tensor` of shape (B, ...)): What the head made of the images, see [`Head`](heads_jem.py).
     """
 
@@ -57,9 +48,8 @@ class JemOutput(ModelOutput):
 
 class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
     """
-    One energy over images and attributes, `E(x, y) = -log p~(x, y)` (Kelly et al. 2021, arXiv 2108.04227).
-
-    With the head "product" that is `-sum_k f_k(x)[y_k]`; see [`heads_jem`](heads_jem.py) for the others.
+    One energy over images and attributes, `E(x, y) = -log p~(x, y)` (Kelly et al. 2021, arXiv 2108.04227), by one of
+    the heads of [`heads_jem`](heads_jem.py).
 
     It predicts (`predict_proba`), scores (`log_joint`, `log_marginal`), draws (`generate`) and edits (`edit`) images.
     """
@@ -75,31 +65,15 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
 
     def __init__(self, config: JemConfig):
         super().__init__(config)
-        self.backbone = create_backbone(
-            config.backbone, config.image_size, config.num_channels, **config.backbone_kwargs
-        )
+        settings = config.backbone_kwargs or {}
+        self.backbone = create_backbone(config.backbone, config.image_size, config.num_channels, **settings)
         self.head = HEADS[config.head](self.backbone.head_hidden_size, config.num_values)
         self.label_prior = PairwiseLabelPrior(config.num_values)
         self.post_init()
         self.backbone.to(memory_format=torch.channels_last)  # convolutions of images follow their weights
 
-    @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.backbone.to(memory_format=torch.channels_last)
-        return loaded
-
     def _init_weights(self, module):
         init_non_persistent_buffers(module)  # and nothing else: timm and torch have initialised the rest
-
-    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs):
-        """Save weights and config and, unless `code` is False, what makes them work without `jem_hf`."""
-        push = {name: kwargs.pop(name) for name in PUSH_ARGUMENTS if name in kwargs}
-        to_hub = kwargs.pop("push_to_hub", False)
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if to_hub and is_main_process:
-            self.push_to_hub(push.pop("repo_id", Path(save_directory).name), token=kwargs.get("token"), **push)
 
     def _add_documents(self, folder: Path) -> None:
         """The image processor; card and report, where the weights are still those that they speak of."""
@@ -125,8 +99,8 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
         """
         if batch_size is not None and len(pixel_values) > batch_size:
             parts = pixel_values.split(batch_size)
-            settings = dict(use_reentrant=False, preserve_rng_state=False)
-            return torch.cat([checkpoint(self.potentials, part, **settings) for part in parts])
+            potentials = [checkpoint(self.potentials, x, use_reentrant=False, preserve_rng_state=False) for x in parts]
+            return torch.cat(potentials)
         self._check_pixels(pixel_values)
         return self.head(self.backbone(pixel_values.to(self.dtype)))
 
@@ -134,9 +108,8 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
         self, pixel_values: torch.Tensor, batch_size: int | None = None, label_sampler: str | None = None
     ) -> LabelDistribution:
         """The labels given images (B, C, H, W) in [-1, 1]: all that chains, losses and predictions ask for."""
-        return self.head.distribution(
-            self.potentials(pixel_values, batch_size), label_sampler or self.config.label_sampler
-        )
+        potentials = self.potentials(pixel_values, batch_size)
+        return self.head.distribution(potentials, label_sampler or self.config.label_sampler)
 
     def log_joint(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Unnormalised `log p(x, y_O)` (B,); labels (B, K) of -1 are missing and marginalised."""
@@ -146,21 +119,14 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
         """Unnormalised `log p(x)` (B,)."""
         return self.label_distribution(pixel_values).log_marginal()
 
-    def predict_proba(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, return_standard_error: bool = False
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    def predict_proba(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """
-        `p(y_k = v | x)` of shape (B, K, V), or `p(y_k = v | x, y_O)`, and its standard error if asked for.
+        `p(y_k = v | x)` (B, K, V) of images (B, C, H, W), or `p(y_k = v | x, y_O)` of labels (B, K), -1 where missing.
 
-        Exact (error 0) for the head "product" and for few attributes, else by Gibbs sampling.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape (B, C, H, W)): Images in [-1, 1].
-            labels (`torch.LongTensor` of shape (B, K), *optional*): What is known, -1 where missing.
+        Exact for the head "product" and for few attributes, else by Gibbs sampling.
         """
         labels = None if labels is None else self._checked(labels, len(pixel_values))
-        logits, error = self.label_distribution(pixel_values).marginal_logits(labels)
-        return (logits.softmax(-1), error) if return_standard_error else logits.softmax(-1)
+        return self.label_distribution(pixel_values).marginal_logits(labels)[0].softmax(-1)
 
     def forward(
         self,
@@ -184,14 +150,13 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
             labels = None if labels is None else self._checked(labels, len(pixel_values))
             distribution = self.head.distribution(potentials)
             logits, _ = distribution.marginal_logits()
-            output = JemOutput(
-                loss=None if labels is None else _loss(distribution, labels),
-                logits=self.log_odds(logits),
-                energy=-(distribution.log_marginal() if labels is None else distribution.log_joint(labels)),
-                attribute_logits=logits,
-                potentials=potentials,
-            )
-        return output if return_dict is None or return_dict else output.to_tuple()
+            loss = None
+            if labels is not None:
+                generator = torch.Generator(labels.device).manual_seed(0)  # draws the same missing labels each time
+                loss = cross_entropy(distribution.conditional_logits(labels, generator), labels)
+            energy = -(distribution.log_marginal() if labels is None else distribution.log_joint(labels))
+            output = JemOutput(loss, self.log_odds(logits), energy, logits, potentials)
+        return output.to_tuple() if return_dict is False else output
 
     def resize_attributes(
         self, attributes: list[str], attribute_values: dict[str, list[str]] | None = None
@@ -200,19 +165,16 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
         Add, drop and reorder attributes of a trained model, in place; before an optimiser or a trainer has it.
 
         - Attributes and values that stay keep their weights, wherever they stand.
-        - A new attribute changes `log p~(x, y)` of the others by nothing and `log p~(x)` by a constant. It is uniform,
-          given the image and in the model of the labels.
-        - A new value of an old attribute starts at the mean of the old values, 5 nats lower: `p(new|x)` is below
-          `e^-5 / V_k` for every image, as a mean is below its log-mean-exp. (So are new embeddings in Hewitt 2021,
-          "Initializing New Word Embeddings for Pretrained Language Models".) The heads "dot" and "mlp" cannot lower a
-          value for all images: there it has a share like the old ones.
+        - A new attribute is uniform: `log p~(x, y)` of the others stays, `log p~(x)` changes by a constant.
+        - A new value of an old attribute starts at the mean of the old values (Hewitt 2021, "Initializing New Word
+          Embeddings for Pretrained Language Models"), 5 nats lower: `p(new|x)` is below `e^-5 / V_k` for every image.
+          The heads "dot" and "mlp" cannot lower a value for all images: there it has a share like the old ones.
         - What a dropped attribute contributed to `log p~(x)` is lost. In heads with interactions, and in the model of
           the labels, the others stay as if it stood at the mean of its values.
 
         Args:
             attributes (`list[str]`): The new attributes, in order.
-            attribute_values (`dict[str, list[str]]`, *optional*):
-                Values of attributes that are not binary; those of old attributes stay where they are not given.
+            attribute_values (`dict[str, list[str]]`, *optional*): As of [`JemConfig`], by default the old ones.
 
         Raises:
             ValueError: as [`JemConfig`] does, and for an attribute that keeps none of its values.
@@ -231,19 +193,17 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
         return logits[:, k, v] - others[:, k, v]
 
     def _check_pixels(self, pixel_values: torch.Tensor) -> None:
-        """Raise `ValueError` unless these can be images (B, C, H, W) in [-1, 1], or such images on their way."""
+        """Raise `ValueError` unless these can be images (B, C, H, W) in [-1, 1], or on their way there."""
         config = self.config
         expected = (config.num_channels, config.image_size, config.image_size)
         if not isinstance(pixel_values, torch.Tensor) or pixel_values.shape[1:] != expected:
-            raise ValueError(
-                f"images of shape (batch, {', '.join(map(str, expected))}) expected, not "
-                f"{tuple(getattr(pixel_values, 'shape', ()))}: resize them with JemImageProcessor"
-            )
+            shape = tuple(getattr(pixel_values, "shape", ()))
+            raise ValueError(f"images are (batch, *{expected}), not {shape}: resize them with JemImageProcessor")
         remedy = "scale those of 0 to 255 by x / 127.5 - 1, or use JemImageProcessor"
         if not pixel_values.is_floating_point():
             raise ValueError(f"images are floats in [-1, 1], not {pixel_values.dtype}: {remedy}")
-        # The images of a chain have a gradient, and a look at their values would wait for the device in every step.
-        # They leave [-1, 1] too, but they are noisy: none has no pixel below 0 and one above 2.
+        # Not those of a chain, which have a gradient: a look at their values would wait for the device in every step.
+        # Noisy ones leave [-1, 1] too, but none has no pixel below 0 and one above 2.
         if pixel_values.numel() and not pixel_values.requires_grad:
             lowest, highest = pixel_values.aminmax()
             if lowest >= 0 and highest > 2:
@@ -255,10 +215,8 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
         if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.is_complex():
             raise ValueError(f"labels are a tensor of integers of shape (batch, {len(sizes)}), not {found}")
         if labels.ndim != 2 or labels.shape[1] != len(sizes) or num_images not in (None, len(labels)):
-            raise ValueError(
-                f"labels are integers of shape ({'batch' if num_images is None else num_images}, {len(sizes)}), "
-                f"one column for each attribute, not {found}"
-            )
+            expected = ("batch" if num_images is None else num_images, len(sizes))
+            raise ValueError(f"labels have the shape {expected}, one column for each attribute, not {found}")
         num_values, labels = torch.tensor(sizes, device=labels.device), labels.long()
         wrong = ((labels < -1) | (labels >= num_values)).nonzero()
         if len(wrong):
@@ -268,12 +226,6 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
                 f"use 0 to {num_values[k].item() - 1}, or -1 where the label is missing"
             )
         return labels
-
-
-def _loss(distribution: LabelDistribution, labels: torch.Tensor) -> torch.Tensor:
-    """Mean of `-log p(y_k | x, all other labels)`, which are the labels' own given, and missing ones drawn alike."""
-    generator = torch.Generator(labels.device).manual_seed(0)
-    return cross_entropy(distribution.conditional_logits(labels, generator), labels)
 
 
 __all__ = ["JemModel"]

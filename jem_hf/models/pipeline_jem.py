@@ -212,14 +212,11 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         }
 
     def postprocess(self, outputs, return_tensors=False) -> list[list[dict]]:
-        return [self._described(dict(zip(outputs, request)), return_tensors) for request in zip(*outputs.values())]
-
-    def _described(self, drawn: dict[str, torch.Tensor], return_tensors: bool) -> list[dict]:
-        """What users get of the images of one request."""
-        x, values = drawn["pixel_values"], self.model.config.named_values
+        values, num = self.model.config.named_values, outputs["energy"].shape[1]
+        x = outputs["pixel_values"].flatten(0, 1)
         images = x if return_tensors else JemImageProcessor.to_pil(x)
-        fields = (drawn[name].tolist() for name in ("energy", "probabilities", "labels"))
-        return [
+        fields = (outputs[name].flatten(0, 1).tolist() for name in ("energy", "probabilities", "labels"))
+        drawn = [
             {
                 "pixel_values" if return_tensors else "image": image,
                 "energy": energy,
@@ -231,6 +228,7 @@ class AttributeConditionalGenerationPipeline(Pipeline):
             }
             for image, energy, probabilities, labels in zip(images, *fields)
         ]
+        return [drawn[start : start + num] for start in range(0, len(drawn), num)]
 
 
 def _checked(given: dict) -> dict:

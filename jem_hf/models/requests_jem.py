@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Protocol
+from typing import Any
 
+from .configuration_jem import JemConfig
 from .values_jem import BINARY, as_choice, as_python, label_of, shown
 
 Request = str | Mapping[str, Any]
@@ -31,15 +32,6 @@ _BARE = re.compile(r"""[^\s"'&|~()=:][^&|~()=:]*""")
 _TOKEN = re.compile(
     rf"""(?P<operator>[&|~()=:])|(?P<quoted>"(?:[^"]|"")*"|'(?:[^']|'')*')|(?P<bare>{_BARE.pattern})|(?P<unclosed>["'])"""
 )
-
-
-class Attributes(Protocol):
-    """What a request is about: [`JemConfig`], or anything else with K named attributes and their values."""
-
-    attributes: list[str]
-    num_values: list[int]
-
-    def values(self, attribute: str) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,7 @@ class Composition:
     weights: list[float]
 
 
-def parse_composition(request: Request, config: Attributes) -> Composition:
+def parse_composition(request: Request, config: JemConfig) -> Composition:
     """
     What a request means.
 
@@ -70,24 +62,20 @@ def parse_composition(request: Request, config: Attributes) -> Composition:
         request (`str` or `dict`):
             A string such as `"Smiling:2 & ~(Hat | Hair=red)"`, in which `~` binds tightest, then `&`, then `|`, and
             `:2` makes an attribute count twice; or a dict (or row of a data frame) of attribute to True, False, the
-            name or index of a value, None for open, or, if it is binary, a float: 2.0 is True with weight 2, -2.0
-            False with weight 2.
-        config ([`JemConfig`]): Whose attributes are meant.
+            name or index of a value, None for open, or, if binary, a float: -2.0 is False with weight 2.
 
     Raises:
-        ValueError: an unknown attribute or value (with the nearest known one), a malformed string (with the place),
-            two weights of one attribute, a contradiction, more than `MAX_ALTERNATIVES` alternatives, a request that is
-            too long or too intricate, or no request.
+        ValueError: an unknown attribute or value, a malformed string, two weights of one attribute, a contradiction,
+            more than `MAX_ALTERNATIVES` alternatives, a request that is too long or too intricate, or no request.
     """
     if isinstance(request, str):
         return _Parser(request, config).composition()
     if not hasattr(request, "keys"):
-        raise ValueError(
-            f"a request is a string such as 'A & ~B' or a dict such as {{'A': True}}, not {shown(request)}"
-        )
-    labels, weights = [-1] * len(config.attributes), [1.0] * len(config.attributes)
+        raise ValueError(f"a request is a string such as 'A & ~B' or a dict as {{'A': True}}, not {shown(request)}")
+    names = list(config.named_values)
+    labels, weights = [-1] * len(names), [1.0] * len(names)
     for name, value in dict(request).items():
-        k, value = config.attributes.index(as_choice("attribute", name, config.attributes)), as_python(value)
+        k, value = names.index(as_choice("attribute", name, names)), as_python(value)
         if isinstance(value, float) and config.values(name) == BINARY:
             weights[k], value = _weight(name, abs(value)), value > 0
         if value is not None:
@@ -95,7 +83,7 @@ def parse_composition(request: Request, config: Attributes) -> Composition:
     return Composition([labels], weights)
 
 
-def parse_request(request: Request, config: Attributes) -> list[int]:
+def parse_request(request: Request, config: JemConfig) -> list[int]:
     """The K labels of a request, see [`parse_composition`]. Raises `ValueError` for alternatives and weights, too."""
     composition = parse_composition(request, config)
     if len(composition.alternatives) > 1:
@@ -105,10 +93,10 @@ def parse_request(request: Request, config: Attributes) -> list[int]:
     return composition.alternatives[0]
 
 
-def format_request(labels: Iterable[int], config: Attributes) -> str:
+def format_request(labels: Iterable[int], config: JemConfig) -> str:
     """The request that `parse_request` turns into `labels` (K,), as a string."""
     terms = []
-    for name, label in zip(config.attributes, labels):
+    for name, label in zip(config.named_values, labels):
         values = config.values(name)
         if label >= 0 and values == BINARY:
             terms.append(_quoted(name) if label else f"~{_quoted(name)}")
@@ -120,27 +108,54 @@ def format_request(labels: Iterable[int], config: Attributes) -> str:
 class _Parser:
     """Recursive descent through the grammar above, one method a rule."""
 
-    def __init__(self, text: str, config: Attributes):
+    def __init__(self, text: str, config: JemConfig):
         if len(text) > MAX_LENGTH:
             raise ValueError(f"the request has {len(text)} characters: write at most {MAX_LENGTH}")
-        self.text, self.config, self.depth = text, config, 0
+        self.text, self.depth, self.num_calls = text, 0, 0
+        self.values = {name: values or BINARY for name, values in config.named_values.items()}
+        self.names, self.num_values = list(self.values), config.num_values
         self.mentioned: list[int] = []
         self.weights: dict[int, float] = {}
         self.tokens = list(_TOKEN.finditer(text))
 
     def composition(self) -> Composition:
-        attributes, num_values = self.config.attributes, self.config.num_values
+        num_attributes = len(self.names)
         predicate = self.request() if self.tokens else lambda labels: 1.0
         if self.tokens:
             raise self.error(f"{self.tokens[0][0].strip()!r} is out of place")
-        order = sorted(set(self.mentioned), key=lambda k: (num_values[k], k))
-        predicate = _bounded(predicate, MAX_WORK // max(1, len(self.text)))
-        found = _solutions(predicate, [-1] * len(attributes), order, num_values)
+        order = sorted(set(self.mentioned), key=lambda k: (self.num_values[k], k))
+        found = self.solutions(predicate, [-1] * num_attributes, order)
         if not found:
-            names = [repr(attributes[k]) for k in order if self.mentioned.count(k) > 1]
+            names = [repr(self.names[k]) for k in order if self.mentioned.count(k) > 1]
             raise ValueError(f"the request contradicts itself: {' and '.join(names)} cannot meet all of it")
-        labels = [[solution.get(k, -1) for k in range(len(attributes))] for solution in found]
-        return Composition(labels, [self.weights.get(k, 1.0) for k in range(len(attributes))])
+        labels = [[solution.get(k, -1) for k in range(num_attributes)] for solution in found]
+        return Composition(labels, [self.weights.get(k, 1.0) for k in range(num_attributes)])
+
+    def solutions(self, predicate: Predicate, labels: list[int], order: list[int]) -> list[dict]:
+        """
+        Disjoint partial labels {k: label} that make `predicate` true, by Shannon expansion over attributes in `order`.
+
+        Attributes that make no difference stay open: it is a reduced ordered decision diagram (Bryant 1986). To find
+        it can take exponential time.
+        """
+        self.num_calls += 1
+        if self.num_calls * len(self.text) > MAX_WORK:
+            raise ValueError("the request is too intricate: name fewer attributes, or ask for its parts one by one")
+        truth = predicate(labels)
+        if truth != UNKNOWN:
+            return [{}] if truth else []
+        k, *rest = order
+        branches = []
+        for label in range(self.num_values[k]):
+            labels[k] = label
+            branches.append(self.solutions(predicate, labels, rest))
+        labels[k] = -1
+        if all(branch == branches[0] for branch in branches):
+            return branches[0]
+        found = [{k: label} | solution for label, branch in enumerate(branches) for solution in branch]
+        if len(found) > MAX_ALTERNATIVES:
+            raise ValueError(f"the request has more than {MAX_ALTERNATIVES} alternatives: ask for fewer at once")
+        return found
 
     def request(self) -> Predicate:
         return self.joined("|", max, self.conjunction)
@@ -164,8 +179,8 @@ class _Parser:
                 raise self.error("')' is missing")
             return predicate
         name = self.name("an attribute")
-        k = self.config.attributes.index(as_choice("attribute", name, self.config.attributes))
-        label = label_of(name, self.name("a value") if self.take("=") else True, self.config.values(name))
+        k = self.names.index(as_choice("attribute", name, self.names))
+        label = label_of(name, self.name("a value") if self.take("=") else True, self.values[name])
         self.mentioned.append(k)
         if self.take(":"):
             weight = _weight(name, self.name("a weight"))
@@ -200,41 +215,6 @@ class _Parser:
             f"{problem} {place} of the request {self.text!r}: write 'A & ~(B | C=value)', "
             f"and names with one of & | ~ ( ) = : in quotes"
         )
-
-
-def _bounded(predicate: Predicate, max_calls: int) -> Predicate:
-    """The same, until it was asked too often: what a request means can take exponential time to find."""
-    calls = iter(range(max_calls))
-
-    def bounded(labels):
-        if next(calls, None) is None:
-            raise ValueError("the request is too intricate: name fewer attributes, or ask for its parts one by one")
-        return predicate(labels)
-
-    return bounded
-
-
-def _solutions(predicate: Predicate, labels: list[int], order: list[int], num_values: list[int]) -> list[dict]:
-    """
-    Disjoint partial labels {k: label} that make `predicate` true, by Shannon expansion over the attributes of `order`.
-
-    Attributes that make no difference stay open: the expansion is a reduced ordered decision diagram (Bryant 1986).
-    """
-    truth = predicate(labels)
-    if truth != UNKNOWN:
-        return [{}] if truth else []
-    k, *rest = order
-    branches = []
-    for label in range(num_values[k]):
-        labels[k] = label
-        branches.append(_solutions(predicate, labels, rest, num_values))
-    labels[k] = -1
-    if all(branch == branches[0] for branch in branches):
-        return branches[0]
-    found = [{k: label} | solution for label, branch in enumerate(branches) for solution in branch]
-    if len(found) > MAX_ALTERNATIVES:
-        raise ValueError(f"the request has more than {MAX_ALTERNATIVES} alternatives: ask for fewer at once")
-    return found
 
 
 def _weight(name: str, value: float | str) -> float:

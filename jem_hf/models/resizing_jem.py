@@ -6,6 +6,7 @@ from torch import nn
 from .configuration_jem import JemConfig
 from .heads_jem import HEADS, DotHead, Head, ProductHead
 from .label_prior_jem import PairwiseLabelPrior
+from .label_samplers_jem import existing_values
 
 NEW_VALUE = -5.0  # logit of a new value, beside the mean of the old ones
 
@@ -18,7 +19,7 @@ def resize(model, attributes: list[str], attribute_values: dict[str, list[str]] 
         head = HEADS[config.head](model.head.linear.in_features, config.num_values)
         label_prior = PairwiseLabelPrior(config.num_values)
     _load(head, _resized_head(model.head, mixture, added, dropped), model.head)
-    old, new = _places(model.config.num_values), _places(config.num_values)
+    old, new = (existing_values(each.num_values).flatten() for each in (model.config, config))
     prior = _resized_prior(model.label_prior, mixture[new][:, old], added[new], dropped[old])
     _load(label_prior, prior, model.label_prior)
     model.config, model.head, model.label_prior = config, head, label_prior
@@ -32,10 +33,8 @@ def resized_config(config: JemConfig, attributes: list[str], attribute_values: d
     resized = JemConfig.from_dict(config.to_dict() | changed)
     for name in config.named_values.keys() & set(attributes):
         if not set(config.values(name)) & set(resized.values(name)):
-            raise ValueError(
-                f"attribute {name!r} keeps none of its values {config.values(name)}, the new ones are "
-                f"{resized.values(name)}: use the old words, or give the attribute another name"
-            )
+            old = ", ".join(config.values(name))
+            raise ValueError(f"attribute {name!r} keeps none of its values, {old}: give it another name")
     resized.novel_combinations = [
         combination
         for combination in config.novel_combinations or []
@@ -71,11 +70,6 @@ def _label_map(old: JemConfig, new: JemConfig) -> tuple[torch.Tensor, torch.Tens
                 mixture[k, v, j, : len(values)] = 1 / len(values)
                 added[k, v] = 1
     return mixture.flatten(2).flatten(0, 1), added.flatten(), dropped.flatten()
-
-
-def _places(num_values: list[int]) -> torch.Tensor:
-    """The places that hold a value, where attribute k has V_k of V."""
-    return (torch.arange(max(num_values)) < torch.tensor(num_values)[:, None]).flatten().nonzero()[:, 0]
 
 
 def _resized_head(head: Head, mixture, added, dropped) -> dict[str, torch.Tensor]:

@@ -6,20 +6,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from .chains_jem import Schedule, linear
-from .image_samplers_jem import IMAGE_SAMPLERS
+from .image_samplers_jem import IMAGE_SAMPLERS, mixed_hmc
 from .label_distributions_jem import LabelDistribution
-from .mixed_hmc_jem import mixed_hmc
 
 NEVER = -2  # fills the place of an alternative that a request does not have
-SAMPLERS: dict[str, Callable] = {**IMAGE_SAMPLERS, "mixed_hmc": mixed_hmc}
+SAMPLERS = IMAGE_SAMPLERS | {"mixed_hmc": mixed_hmc}
 
 
 def flow_steps(num_steps: int, flow_time: float = 1.6) -> Schedule:
-    """
-    Step sizes of the flow, which add up to `flow_time`.
-
-    They rise from half to one and a half of their mean: 16 of them do what 24 equal ones do (benchmarks/README.md).
-    """
+    """Step sizes that add up to `flow_time`. They rise: 16 of them do what 24 equal ones do (benchmarks/README.md)."""
     mean = flow_time / num_steps
     return linear(0.5 * mean, 1.5 * mean)
 
@@ -70,7 +65,7 @@ class Condition:
         self, distribution: LabelDistribution, guidance_scale: float, contrast: torch.Tensor | None = None
     ) -> torch.Tensor:
         """
-        `log p~(x) + g log p(R|x)` (B,), for g = 1 the log-joint itself. One gradient serves any g.
+        `log p~(x) + g log p(R|x)` (B,), for g = 1 the log-joint itself.
 
         Where labels cannot be summed out, `contrast` (B, K) are labels drawn from `p(y|x)`: `log p~(x, contrast)` then
         has the gradient of `log p~(x)` on average (Fisher's identity).
@@ -84,29 +79,21 @@ class Condition:
 
 class ConditionalDensity:
     """
-    The log density of images that show a condition, its free labels drawn anew along the chain where that is wished.
-
-    One forward pass serves both: labels are drawn from the potentials whose gradient moves the images (Kelly et al.
-    2021, algorithm 1).
+    The log density of images that show a condition; one forward pass also draws free labels anew along the chain
+    (Kelly et al. 2021, algorithm 1).
 
     Args:
         label_distribution: From images (B, C, H, W) to the distribution of their labels.
-        condition ([`Condition`]): Labels that are given stay as they are.
+        condition ([`Condition`]): Labels that are given stay as they are, -1 is free.
         guidance_scale (`float`): g in `log p~(x) + g log p(R|x)`.
         gibbs_every (`int`): Free labels are drawn before every so many steps; 0 sums them out, where that is exact.
         generator (`torch.Generator`, *optional*): Source of all randomness.
     """
 
     def __init__(self, label_distribution, condition, guidance_scale=1.0, gibbs_every=0, generator=None):
-        self.label_distribution, self.condition = label_distribution, condition
+        self.label_distribution, self.condition, self.free = label_distribution, condition, condition.labels
         self.guidance_scale, self.gibbs_every, self.generator = guidance_scale, gibbs_every, generator
-        self.free = condition.labels
         self.drawn = self.contrast = self.temperature = None
-
-    @property
-    def labels(self) -> torch.Tensor:
-        """(B, K) or (B, M, K), -1 where they are summed out."""
-        return self.condition.labels
 
     def renew(self, step: int, temperature: float = 1.0) -> bool:
         """See [`image_samplers_jem`](image_samplers_jem.py). Labels are drawn with the evaluation that follows."""
@@ -119,11 +106,11 @@ class ConditionalDensity:
         """(B,) of images (B, C, H, W)."""
         distribution = self.label_distribution(x)
         if self.temperature is not None:
-            self._draw(distribution)
+            self._draw(distribution, self.temperature)
+            self.temperature = None
         return self.condition.guided(distribution, self.guidance_scale, self.contrast)
 
-    def _draw(self, distribution: LabelDistribution) -> None:
-        temperature, self.temperature = self.temperature, None
+    def _draw(self, distribution: LabelDistribution, temperature: float) -> None:
         if not distribution.is_exact:
             self.gibbs_every = self.gibbs_every or 1
         if self.gibbs_every and self.free.ndim == 2:
@@ -144,11 +131,9 @@ def run_chain(
 
     Args:
         sampler (`str`): Its name.
-        label_distribution: From images (B, C, H, W) to the distribution of their labels.
+        label_distribution, condition, guidance_scale, gibbs_every, generator:
+            See [`ConditionalDensity`]; a condition may be labels (B, K) alone.
         x (`torch.Tensor` of shape (B, C, H, W)): Start of the images.
-        condition ([`Condition`] or `torch.LongTensor` of shape (B, K)): Labels, -1 where free.
-        guidance_scale, gibbs_every: See [`ConditionalDensity`].
-        generator (`torch.Generator`, *optional*): Source of all randomness.
         settings: The sampler's own arguments, such as `num_steps`, `step_size` and `callback`.
 
     Returns:
@@ -160,7 +145,7 @@ def run_chain(
         return _run_mixed_hmc(label_distribution, x, condition, guidance_scale, generator, **settings)
     density = ConditionalDensity(label_distribution, condition, guidance_scale, gibbs_every, generator)
     x, _ = SAMPLERS[sampler](density, x, generator=generator, **settings)
-    return x, density.labels
+    return x, density.condition.labels
 
 
 def _run_mixed_hmc(label_distribution, x, condition, guidance_scale, generator, callback=None, **settings):
@@ -171,9 +156,8 @@ def _run_mixed_hmc(label_distribution, x, condition, guidance_scale, generator, 
     def log_joint(x, encoded):
         distribution = label_distribution(x)
         joint = distribution.score(encoded)
-        if guidance_scale == 1:
-            return joint
-        return guidance_scale * joint + (1 - guidance_scale) * distribution.log_marginal()
+        rest = 0.0 if guidance_scale == 1 else (1 - guidance_scale) * distribution.log_marginal()
+        return guidance_scale * joint + rest
 
     def without_labels(x, labels, info):
         return callback(x, info)

@@ -12,15 +12,10 @@ LARGEST = sys.float_info.max
 
 def label_of(name: str, value: Any, values: list[str]) -> int:
     """
-    The label of one value of an attribute.
+    The label of a value of attribute `name`, which has these `values`, in the order of their labels.
 
-    Args:
-        name (`str`): The attribute.
-        value: True or False, the name of a value, or its index where no value has that number as its name.
-        values (`list[str]`): The names of the values of the attribute, in the order of their labels.
-
-    Raises:
-        ValueError: a value that the attribute does not have.
+    It is True or False, the name of a value, or its index where no value has that number as its name. Raises
+    `ValueError` for all else.
     """
     value = as_python(value)
     if isinstance(value, str | bool | int | float) and str(value) in values:
