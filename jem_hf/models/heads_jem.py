@@ -1,5 +1,7 @@
 """Heads: how features of images and labels make `log p~(x, y)`."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -33,10 +35,7 @@ class Head(nn.Module):
 
     def distribution(self, potentials: torch.Tensor, label_sampler: str = "gibbs") -> LabelDistribution:
         """The labels given the images; `label_sampler` draws them where they interact."""
-
-        def score(encoded: torch.Tensor) -> torch.Tensor:
-            return self.score(potentials, encoded)
-
+        score = partial(self.score, potentials)
         return InteractingDistribution(score, self.num_values, len(potentials), potentials.device, label_sampler)
 
 

@@ -48,17 +48,19 @@ class Condition:
         """(B,), unnormalised."""
         if self.labels.ndim == 2:
             return distribution.log_joint(self.labels, self.weights)
+        each = self._each(distribution)
+        return each.logsumexp(1) if self.shares is None else (self.shares * each).sum(1)
+
+    def _each(self, distribution: LabelDistribution) -> torch.Tensor:
+        """`log p~(x, y_m)` (B, M)."""
         each = torch.stack([distribution.log_joint(labels, self.weights) for labels in self.labels.unbind(1)], dim=1)
-        if self.shares is not None:
-            return (self.shares * each).sum(1)
-        return each.masked_fill((self.labels == NEVER).any(-1), -torch.inf).logsumexp(1)
+        return each.masked_fill((self.labels == NEVER).any(-1), -torch.inf)
 
     def most_probable(self, distribution: LabelDistribution) -> torch.Tensor:
         """Of the alternatives the label vector (B, K) with the highest `log p~(x, y_m)`."""
         if self.labels.ndim == 2:
             return self.labels
-        each = [Condition(labels[:, None]).log_joint(distribution) for labels in self.labels.unbind(1)]
-        best = torch.stack(each, dim=1).argmax(1)
+        best = self._each(distribution).argmax(1)
         return self.labels[torch.arange(len(best), device=best.device), best]
 
     def guided(
