@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import timm
 import torch
@@ -153,7 +154,7 @@ def create_backbone(name: str, image_size: int, num_channels: int, **kwargs) -> 
     return backbone
 
 
-def init_non_persistent_buffers(module: nn.Module):
+def init_non_persistent_buffers(module: Any) -> None:
     """Recompute what timm modules keep out of the checkpoint, after weights were loaded on the meta device."""
     if hasattr(module, "init_non_persistent_buffers"):
         module.init_non_persistent_buffers()

@@ -136,7 +136,7 @@ class SamplingMixin:
         if not 0 < strength <= 1:
             raise ValueError(f"strength is above 0 and at most 1, not {strength}")
         if mask is not None and (mask.dtype != torch.bool or mask.shape[-2:] != pixel_values.shape[-2:]):
-            raise ValueError(f"mask is bool of shape (B, 1, *{tuple(pixel_values.shape[-2:])})")
+            raise ValueError(f"mask is bool of shape (B, 1, {self.config.image_size}, {self.config.image_size})")
         scales = (EDIT_SCALE, HOLD_SCALE) if mask is None else (self.config.guidance_scale, 0.0)
         guidance_scale = scales[0] if guidance_scale is None else guidance_scale
         hold_scale = scales[1] if hold_scale is None else hold_scale

@@ -160,9 +160,7 @@ def _checked_download(repo_id: str, files, kwargs: dict, declared: dict[str, str
         if re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", blob.name) and file_hash(blob, blob.name) != blob.name:
             path.unlink()
             blob.unlink(missing_ok=True)
-            raise OSError(
-                f"{name} of {repo_id!r} is not what the Hub's hash says, and has been removed: load it again"
-            )
+            raise OSError(f"{name} of {repo_id!r} is not what the Hub's hash says, and is removed: load it again")
         if name in declared and file_hash(path) != declared[name]:
             raise OSError(f"{name} of {repo_id!r} is not the file that the card in the zoo declares")
     return {**kwargs, "revision": hub["revision"], "local_files_only": True, "force_download": False}

@@ -61,7 +61,5 @@ def _check_weights(name, model: torch.nn.Module, info: dict) -> None:
     }
     for problem, weights in problems.items():
         if weights:
-            raise ValueError(
-                f"the checkpoint {name} {problem}: {', '.join(sorted(weights)[:3])} ({len(weights)} in all): get one "
-                "that is whole, with the config.json that it was saved with"
-            )
+            some = f"{', '.join(sorted(weights)[:3])} ({len(weights)} in all)"
+            raise ValueError(f"the checkpoint {name} {problem}: {some}: get a whole one, with its own config.json")

@@ -59,7 +59,7 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
     remote_code = {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
     base_model_prefix = "jem"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     accepts_loss_kwargs = False
     _no_split_modules = ["JemModel"]
 
@@ -198,7 +198,9 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
         expected = (config.num_channels, config.image_size, config.image_size)
         if not isinstance(pixel_values, torch.Tensor) or pixel_values.shape[1:] != expected:
             shape = tuple(getattr(pixel_values, "shape", ()))
-            raise ValueError(f"images are (batch, *{expected}), not {shape}: resize them with JemImageProcessor")
+            raise ValueError(
+                f"images are (batch, {', '.join(map(str, expected))}), not {shape}: use JemImageProcessor"
+            )
         remedy = "scale those of 0 to 255 by x / 127.5 - 1, or use JemImageProcessor"
         if not pixel_values.is_floating_point():
             raise ValueError(f"images are floats in [-1, 1], not {pixel_values.dtype}: {remedy}")
@@ -211,20 +213,19 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
 
     def _checked(self, labels: torch.Tensor, num_images: int | None = None) -> torch.Tensor:
         sizes = self.config.num_values
-        found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, torch.Tensor) else repr(labels)
-        if not isinstance(labels, torch.Tensor) or labels.is_floating_point() or labels.is_complex():
-            raise ValueError(f"labels are a tensor of integers of shape (batch, {len(sizes)}), not {found}")
-        if labels.ndim != 2 or labels.shape[1] != len(sizes) or num_images not in (None, len(labels)):
-            expected = ("batch" if num_images is None else num_images, len(sizes))
-            raise ValueError(f"labels have the shape {expected}, one column for each attribute, not {found}")
-        num_values, labels = torch.tensor(sizes, device=labels.device), labels.long()
-        wrong = ((labels < -1) | (labels >= num_values)).nonzero()
+        is_tensor = isinstance(labels, torch.Tensor)
+        found = f"{labels.dtype} {tuple(labels.shape)}" if is_tensor else repr(labels)
+        is_whole = is_tensor and not labels.is_floating_point() and not labels.is_complex()
+        if not is_whole or labels.shape[1:] != (len(sizes),) or num_images not in (None, len(labels)):
+            shape = f"({'batch' if num_images is None else num_images}, {len(sizes)})"
+            raise ValueError(f"labels are integers of shape {shape}, a column for each attribute, not {found}")
+        labels = labels.long()
+        wrong = ((labels < -1) | (labels >= torch.tensor(sizes, device=labels.device))).nonzero()
         if len(wrong):
             row, k = wrong[0].tolist()
-            raise ValueError(
-                f"label {labels[row, k].item()} of image {row} is not a value of {self.config.attributes[k]!r}: "
-                f"use 0 to {num_values[k].item() - 1}, or -1 where the label is missing"
-            )
+            label, name = labels[row, k].item(), list(self.config.named_values)[k]
+            values = f"use 0 to {sizes[k] - 1}, or -1 where it is missing"
+            raise ValueError(f"label {label} of image {row} is not a value of {name!r}: {values}")
         return labels
 
 

@@ -72,10 +72,10 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         _, forward, postprocess = self._sanitize_parameters(batch_size=batch_size, **kwargs)
         forward, postprocess = self._forward_params | forward, self._postprocess_params | postprocess
         is_one = isinstance(requests, str) or hasattr(requests, "keys") or not hasattr(requests, "__iter__")
-        requests = [requests] if is_one else list(requests)
-        compositions = [parse_composition(each, self.model.config) for each in requests]
+        given: list[Any] = [requests] if is_one else list(requests)
+        compositions = [parse_composition(each, self.model.config) for each in given]
         if "to" in forward or "image" in forward:
-            for each in requests:
+            for each in given:
                 parse_request(each, self.model.config)  # refuses alternatives and weights
         if not compositions:
             raise ValueError("no request to draw: give one such as 'Eyeglasses & ~Beard'")
