@@ -87,7 +87,7 @@ class JemCnn(nn.Module):
             raise ValueError(f"stem_stride is 1 or 2, not {stem_stride}")
         num_halvings = int(math.log2(img_size // stem_stride)) - 2
         channels = [width * min(2**i, 8) for i in range(num_halvings + 1)]
-        layers: list[nn.Module] = [nn.Conv2d(in_chans, width, 2 + stem_stride, stride=stem_stride, padding=1), SiLU()]
+        layers = [nn.Conv2d(in_chans, width, 2 + stem_stride, stride=stem_stride, padding=1), SiLU()]
         layers += [Residual(width) for _ in range(depth)]
         for inner, outer in pairwise(channels):
             layers += [nn.Conv2d(inner, outer, 4, stride=2, padding=1), SiLU()]

@@ -198,9 +198,7 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
         expected = (config.num_channels, config.image_size, config.image_size)
         if not isinstance(pixel_values, torch.Tensor) or pixel_values.shape[1:] != expected:
             shape = tuple(getattr(pixel_values, "shape", ()))
-            raise ValueError(
-                f"images are (batch, {', '.join(map(str, expected))}), not {shape}: use JemImageProcessor"
-            )
+            raise ValueError(f"a batch of images {expected} is expected, not {shape}: use JemImageProcessor")
         remedy = "scale those of 0 to 255 by x / 127.5 - 1, or use JemImageProcessor"
         if not pixel_values.is_floating_point():
             raise ValueError(f"images are floats in [-1, 1], not {pixel_values.dtype}: {remedy}")
