@@ -246,7 +246,7 @@ def _check_arguments(sampler: str, given: dict) -> None:
     own = {name: each for name, each in parameters if each.kind is each.KEYWORD_ONLY and name not in NOT_SETTINGS}
     for name, value in given.items():
         if name not in own:
-            raise ValueError(f"the sampler {sampler!r} has no argument {name!r}{nearest_name(str(name), list(own))}")
+            raise ValueError(f"the sampler {sampler!r} has no argument {name!r}{nearest_name(name, own)}")
         if isinstance(value, str | dict | None):
             raise ValueError(f"{name} of the sampler {sampler!r} is a number, not {value!r}")
     for name, parameter in own.items():

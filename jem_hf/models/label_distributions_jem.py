@@ -135,7 +135,7 @@ class InteractingDistribution:
             vectors, scores = self._enumerated(labels)
             probabilities = torch.einsum("nb,nkv->bkv", scores.softmax(0), one_hot(vectors, self.num_values))
             return probabilities.log(), torch.zeros_like(probabilities)
-        generator, given = self._generator(), one_hot(labels, self.num_values)
+        generator, given = torch.Generator(self.device).manual_seed(0), one_hot(labels, self.num_values)
         chains = torch.zeros(NUM_CHAINS, *given.shape, device=self.device)
         for chain in chains:
             current = self._sample("gibbs", labels, NUM_SWEEPS // 4, generator)
@@ -162,9 +162,6 @@ class InteractingDistribution:
     def _missing(self) -> torch.Tensor:
         return torch.full((self.batch_size, len(self.num_values)), -1, device=self.device)
 
-    def _generator(self) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(0)
-
     def _enumerated(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """All N label vectors (N, K) and their scores (N, B), -inf where they differ from the labels (B, K) given."""
         vectors = torch.tensor(list(product(*map(range, self.num_values))), device=self.device)
@@ -188,7 +185,7 @@ class InteractingDistribution:
         Its gradient is the one of `log p~(x, y)` at the labels that were drawn, for `grad log p~(x, y_O)` is the mean
         of those over `p(y | x, y_O)` (Fisher's identity).
         """
-        generator = self._generator()
+        generator = torch.Generator(self.device).manual_seed(0)
         with torch.no_grad():
             current = start_labels(labels, self.num_values, generator=generator)
             sizes = torch.tensor(self.num_values, device=self.device).float()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import Pipeline
 
-from .image_processing_jem import ImageSource, JemImageProcessor, open_image, to_mask, to_rgb
+from .image_processing_jem import ImageSource, JemImageProcessor, open_image, read_image, to_mask
 from .requests_jem import Composition, Request, parse_composition, parse_request
 from .sampling_jem import NEVER, Condition, initial_noise
 from .values_jem import as_float, as_int, as_python, nearest_name, shown, value_of
@@ -106,7 +106,7 @@ class AttributeConditionalGenerationPipeline(Pipeline):
 
     def _pixels(self, image: ImageSource) -> torch.Tensor:
         """(1, C, H, W) in [-1, 1]; an image that has the model's size already is taken as it is."""
-        image, size = to_rgb(open_image(image)), self.model.config.image_size
+        image, size = read_image(image), self.model.config.image_size
         cut = {} if image.size != (size, size) else {"do_resize": False, "do_center_crop": False}
         return self.model.image_processor()(image, return_tensors="pt", **cut)["pixel_values"].to(self.model.device)
 
