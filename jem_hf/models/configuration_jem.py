@@ -120,7 +120,7 @@ class JemConfig(OnHub, PreTrainedConfig):
         return {name: value_of(label, values[name]) for name, label in labels.items()}
 
     def _check_settings(self):
-        if not timm.is_model(self.backbone):
+        if self.backbone != "jem_cnn" and not timm.is_model(self.backbone):
             as_choice("backbone", self.backbone, ["jem_cnn", *timm.list_models()])
         try:
             json.dumps({**self.backbone_kwargs, "": ""}, sort_keys=True)  # names that are none do not sort
