@@ -95,7 +95,6 @@ class Chain:
     @property
     def info(self) -> ChainInfo:
         """Of all steps done."""
-
         num_steps = len(self.infos)
         fields: list[Any] = []
         for each in zip(*(self.infos or [self.last])):  # the last gives the shapes where no step was done
