@@ -34,8 +34,8 @@ from .label_samplers_jem import draw_categorical, flip, one_hot, possible_flips,
 def langevin(
     log_density: LogDensity, x: torch.Tensor, *, num_steps: int, step_size: Number, noise_scale: Number | None = None,
     temperature: Number = 1.0, bounds: Bounds | None = None, tolerance: float = 0.0,
-    momentum: float = 0.0, generator: torch.Generator | None = None, callback: Callable | None = None,
-    project: Callable | None = None, keep_graph: bool = False,
+    generator: torch.Generator | None = None, callback: Callable | None = None, project: Callable | None = None,
+    keep_graph: bool = False,
 ) -> tuple[torch.Tensor, ChainInfo]:  # fmt: skip
     """
     Langevin steps as energy-based models use them: `x <- x + step_size * gradient + noise_scale * noise`.
@@ -50,8 +50,6 @@ def langevin(
             is multiplied by `sqrt(temperature)`. By default `sqrt(2 * step_size)`.
         bounds (`tuple[float, float]`, *optional*): Pixels are clamped to them after each step.
         tolerance, callback: See [`Chain`].
-        momentum (`float`, defaults to 0): m in [0, 1) of Nesterov's gradient: `y = x + step_size * grad(x)`,
-            then `x <- y + m * (y - y before)`. The chain is that of x, where the gradients are taken.
         generator (`torch.Generator`, *optional*): Source of all randomness, on the device of x.
         project (*optional*): Called with the images after each step and its number; what it returns goes on.
         keep_graph (`bool`, defaults to False): The last step can be differentiated by the parameters of the density,
@@ -61,7 +59,6 @@ def langevin(
         The chains after the last step, detached, in the dtype of x, and the [`ChainInfo`] of all steps.
     """
     x, chain = x.detach(), Chain(num_steps, callback, tolerance)
-    velocity = torch.zeros_like(x) if momentum else None
     for step in chain:
         size, heat = chain.at(step_size), chain.at(temperature)
         renew(log_density, step, heat)
@@ -69,9 +66,6 @@ def langevin(
         if chain.ends(value, gradient, x):
             break
         x = torch.add(x, gradient, alpha=size)
-        if velocity is not None:
-            velocity = momentum * velocity + size * gradient
-            x = x + momentum * velocity
         noise = ((2 * size) ** 0.5 if noise_scale is None else chain.at(noise_scale)) * heat**0.5
         if noise:
             x.add_(normal_like(x, generator), alpha=noise)
@@ -92,12 +86,27 @@ def flow(
     Gradient flow: ascent without noise, for energies trained by Equilibrium Matching (Wang and Du 2025, arXiv
     2510.02300).
 
-    It is [`langevin`] without noise, which draws nothing from `generator`; `tolerance` ends it where it has arrived.
+    With `momentum` m in [0, 1) it is Nesterov's accelerated gradient: `y = x + step_size * grad(x)`, then
+    `x <- y + m * (y - y before)`; the chain is that of x, where the gradients are taken. `tolerance` ends it where it
+    has arrived; nothing is drawn from `generator`. Other arguments and returns as [`langevin`].
     """
-    return langevin(
-        log_density, x, num_steps=num_steps, step_size=step_size, noise_scale=0.0, momentum=momentum, bounds=bounds,
-        tolerance=tolerance, generator=generator, callback=callback, project=project,
-    )  # fmt: skip
+    x, chain, velocity = x.detach(), Chain(num_steps, callback, tolerance), torch.zeros_like(x)
+    for step in chain:
+        size = chain.at(step_size)
+        renew(log_density, step)
+        x, value, gradient = evaluate(log_density, x)
+        if chain.ends(value, gradient, x):
+            break
+        x = torch.add(x, gradient, alpha=size)
+        if momentum:
+            velocity = momentum * velocity + size * gradient
+            x = x + momentum * velocity
+        if bounds is not None:
+            x = x.clamp(*bounds)
+        if project is not None:
+            x = project(x, step)
+        chain.moved(torch.ones_like(value))
+    return x, chain.info
 
 
 def hmc(
