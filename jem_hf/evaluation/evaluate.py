@@ -7,7 +7,7 @@ import torch
 from ..data.tensors import AttributeTensors
 from ..models.modeling_jem import JemModel
 from ..models.requests_jem import format_request
-from ..training.processes import join_processes
+from ..training.devices import join_processes
 from .baseline import load_classifier
 from .energy import energy_quantiles, outlier_detection
 from .generation import classification_accuracy_score, judge_images

@@ -12,7 +12,7 @@ from ..metrics.distances import frechet_distance, kernel_distance, mean_pairwise
 from ..metrics.prediction import prediction_metrics, request_metrics
 from ..models.image_processing_jem import to_pixels
 from ..models.modeling_jem import JemModel
-from ..training.processes import join_processes, share_rows, unite_rows
+from ..training.devices import join_processes, share_rows, unite_rows
 from .judges import FeatureNetwork, Oracle, load_oracle
 from .progress import Progress, stage
 from .requests import matching_rows

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ..data.tensors import AttributeTensors
 from ..models.image_processing_jem import to_pixels
 from ..training.augmentation import augment, random_shift
-from ..training.precision import has_native_bfloat16
+from ..training.devices import has_native_bfloat16
 from .cache import cache_path, save_atomically
 
 IMAGE_SIZE = 64  # of what the networks see: their fourth map of features then has 4x4 places

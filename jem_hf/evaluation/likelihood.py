@@ -8,7 +8,7 @@ import torch
 
 from ..models.image_samplers_jem import LogDensity
 from ..models.modeling_jem import JemModel
-from ..training.buffer import dequantise
+from ..training.augmentation import dequantise
 from .annealing import (
     AnnealingSettings,
     LogZ,

@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from .buffer import POLICIES
-from .negatives import CHAIN_STARTS
+from .devices import has_native_bfloat16
+from .negatives import CHAIN_STARTS, POLICIES
 from .objectives import OBJECTIVES
-from .precision import has_native_bfloat16
 
 ERRORS = ("loss", "nll", "brier", "ece")  # beginnings of the names of metrics of which less is better
 

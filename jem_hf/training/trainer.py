@@ -20,8 +20,7 @@ from ..models.image_processing_jem import JemImageProcessor, to_pixels
 from ..models.modeling_jem import JemModel
 from ..plots import image_grid
 from .arguments import JemTrainingArguments
-from .augmentation import augment
-from .buffer import dequantise
+from .augmentation import augment, dequantise
 from .fine_tuning import Teacher
 from .guard import WATCHED, Guard
 from .negatives import NegativeSampler

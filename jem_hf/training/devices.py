@@ -1,8 +1,15 @@
-"""The processes that torchrun started, and how they share work that is not training."""
+"""What this process runs on: its device's number formats, and the processes beside it that torchrun started."""
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
+
+
+def has_native_bfloat16(device: str | torch.device = "cpu") -> bool:
+    """Whether bfloat16 is computed by the hardware; emulated on a CPU it is far slower than float32."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 
 
 def join_processes() -> PartialState:
