@@ -6,7 +6,7 @@ from ..data.sources import is_local
 from ..data.tensors import AttributeStream, encode_dataset
 from ..models.configuration_jem import BINARY, JemConfig, nearest_name
 from ..models.image_processing_jem import JemImageProcessor
-from .fields import DATASET_FIELDS, expand_home, field_value
+from .fields import SECTIONS, expand_home, field_value
 
 DEFAULT_SPLIT = {"kind": "random", "seed": 0, "test": 0.1}
 
@@ -49,14 +49,14 @@ def load_splits(
                 f"attribute {name!r} has the values {found.get(name, BINARY)} in {name_or_path!r} and "
                 f"{values.get(name, BINARY)} in the model: rename the values of the data"
             )
-    if not streaming:
-        encoded = {split: encode_dataset(rows, processor, names, on_error=on_error) for split, rows in splits.items()}
-        return encoded, found
     encoded = {}
     for split, rows in splits.items():
-        buffer = shuffle_buffer if split == "train" else 0
-        stream = AttributeStream(rows, processor, names, shuffle_buffer=buffer, on_error=on_error)
-        encoded[split] = stream if split == "train" else stream.to_tensors()
+        if not streaming:
+            encoded[split] = encode_dataset(rows, processor, names, on_error=on_error)
+        elif split == "train":
+            encoded[split] = AttributeStream(rows, processor, names, shuffle_buffer, on_error=on_error)
+        else:
+            encoded[split] = AttributeStream(rows, processor, names, 0, on_error=on_error).to_tensors()
     return encoded, found
 
 
@@ -79,7 +79,7 @@ def load_evaluation_splits(
     if config.novel_combinations:
         dataset["novel"] = config.novel_combinations
     for name, text in (overrides or {}).items():
-        if name not in DATASET_FIELDS:
-            raise ValueError(f"unknown field {name!r}{nearest_name(name, DATASET_FIELDS)}")
-        dataset[name] = expand_home(name, field_value(name, text, DATASET_FIELDS[name]))
+        if name not in SECTIONS["dataset"]:
+            raise ValueError(f"unknown field {name!r}{nearest_name(name, SECTIONS['dataset'])}")
+        dataset[name] = field_value("dataset", name, text)
     return load_splits(dataset, processor, config.attributes, config.attribute_values)[0]
