@@ -20,8 +20,8 @@ from jem_hf import (
 from jem_hf.evaluation.prediction import predict
 from jem_hf.models.image_processing_jem import to_pixels
 from jem_hf.models.sampling_jem import run_chain
-from jem_hf.training.losses import equilibrium_matching
 from jem_hf.training.negatives import ReplayBuffer, frozen, noise_images
+from jem_hf.training.objectives import equilibrium_matching
 
 try:
     import torchebm_contenders

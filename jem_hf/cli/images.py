@@ -21,7 +21,6 @@ from .shared import (
     app,
     check_image_file,
     load_model,
-    load_with_processor,
     path,
     print_json,
     say,
@@ -117,7 +116,7 @@ def predict(
     for file in images:
         if not file.is_file():
             raise ValueError(f"there is no image file {str(file)!r}")
-    network, processor = load_with_processor(model)
+    network, processor = load_model(model), JemImageProcessor.from_pretrained(model)
     known = parse_request(given or "", network.config)
     results = []
     try:

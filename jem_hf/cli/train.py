@@ -12,6 +12,7 @@ from ..evaluation.document import document
 from ..evaluation.evaluate import evaluate
 from ..evaluation.report import write_report
 from ..metrics.tables import tables
+from ..models.image_processing_jem import JemImageProcessor
 from ..training import recipes
 from ..training.splits import load_evaluation_splits
 from . import shared
@@ -91,7 +92,7 @@ def evaluate_model(
     """Measure a model beside a classifier of the same network; an independent oracle judges its images."""
     if output is not None:
         shared.check_folder(output)
-    network, processor = shared.load_with_processor(model)
+    network, processor = shared.load_model(model), JemImageProcessor.from_pretrained(model)
     fields = shared.fields_of(context)
     splits = load_evaluation_splits(dataset, processor, network.config, fields)
     settings = dict(split=split, prediction_only=prediction_only, num_images=num_images, num_cas=num_cas)

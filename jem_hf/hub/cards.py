@@ -107,8 +107,6 @@ def write_card(
         example=requests[0] or config.label_names[0],
         attributes_with_values=[f"{a} ({', '.join(values[a])})" if a in values else a for a in config.attributes],
         data=data.strip(),
-        recipe=recipe,
-        dataset=dataset,
         base_model_name=base_model,
         cost=cost.strip(),
         versions=", ".join([f"jem_hf {__version__}", *(f"{package} {version(package)}" for package in PACKAGES)]),

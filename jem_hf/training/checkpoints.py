@@ -47,13 +47,6 @@ def run_of(checkpoint: str | Path) -> str:
     return read_run_state(checkpoint).get("run", "")
 
 
-def set_aside(folder: Path) -> None:
-    """Rename a checkpoint of another run, in whose place one of this run comes."""
-    aside = folder.with_name(f"{folder.name}.{run_of(folder) or new_run_id()}")
-    folder.rename(aside)
-    logger.warning(f"{folder} was written by another run: it is {aside.name} now")
-
-
 @contextlib.contextmanager
 def whole_folder(
     folder: Path, is_writer: bool = True, wait_for_all: Callable[[], None] = lambda: None

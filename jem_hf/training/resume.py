@@ -28,7 +28,6 @@ from .checkpoints import (
     replaced_files,
     rotate,
     run_of,
-    set_aside,
     whole_folder,
 )
 
@@ -168,7 +167,8 @@ class ResumableTrainer(Trainer):
         is_writer = self.args.should_save
         self.store_flos()
         if is_writer and folder.is_dir() and run_of(folder) != self.run_id:
-            set_aside(folder)
+            aside = folder.rename(f"{folder}.{run_of(folder) or new_run_id()}")
+            logger.warning(f"{folder} was written by another run: it is {aside.name} now")
         with whole_folder(folder, is_writer, self.accelerator.wait_for_everyone) as partial:
             self.save_model(str(partial), _internal_call=True)
             if not self.args.save_only_model:

@@ -39,8 +39,8 @@ def load_splits(
     if not (dataset.get("split") or dataset.get("split_file")) and (is_local(name_or_path) or not streaming):
         dataset["split"] = DEFAULT_SPLIT
     if attributes:
-        dataset = {name: value for name, value in dataset.items() if name not in ("min_frequency", "max_frequency")}
         dataset |= {"attributes": attributes, "values": {**(dataset.get("values") or {}), **(values or {})}}
+        dataset |= {"min_frequency": 0.0, "max_frequency": 1.0}
     splits = load_attribute_dataset(name_or_path, **dataset)
     names, found = attribute_values(features_of(next(iter(splits.values()))))
     for name in names if values is not None else ():
@@ -68,8 +68,7 @@ def load_evaluation_splits(
 
     Args:
         name_or_path (`str`): As of `load_attribute_dataset`.
-        processor ([`JemImageProcessor`]): Of the model.
-        config ([`JemConfig`]): Of the model.
+        processor, config ([`JemImageProcessor`], [`JemConfig`]): Of the model.
         overrides (`dict[str, str]`, *optional*): Further fields of the section "dataset" of a recipe, as text.
 
     Raises:

@@ -149,9 +149,9 @@ class JemTrainer(PublishingTrainer):
         """Draw what the first evaluation images are labelled as, from the same noise every time."""
         if isinstance(dataset, dict):
             dataset = next(iter(dataset.values()))
-        rows = [dataset[i]["labels"] for i in range(min(self.args.sample_grid, len(dataset)))]
+        labels = torch.stack([row["labels"] for row in islice(dataset, self.args.sample_grid)])
         generator = torch.Generator(self.model.device).manual_seed(self.args.seed)
-        x, _ = self.ema.module.generate(torch.stack(rows).to(self.model.device), generator=generator)
+        x, _ = self.ema.module.generate(labels.to(self.model.device), generator=generator)
         os.makedirs(self.args.output_dir, exist_ok=True)
         grid = image_grid(JemImageProcessor.to_pil(x), scale=max(1, 96 // x.shape[-1]))
         grid.save(os.path.join(self.args.output_dir, f"samples-{self.state.global_step}.png"))
