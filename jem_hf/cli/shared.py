@@ -50,14 +50,13 @@ app = typer.Typer(
 )
 
 
-def path(text: str) -> Path:
-    """A path as the command line has it: shells leave `~` as it is in quotes and after an equals sign."""
-    return Path(name_or_path(text))
-
-
 def name_or_path(text: str) -> str:
-    """The name of a model or a dataset, or the path of its folder."""
+    """The name of a model or a dataset, or a path: shells leave `~` as it is in quotes and after an equals sign."""
     return os.path.expanduser(text)
+
+
+def path(text: str) -> Path:
+    return Path(name_or_path(text))
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]

@@ -101,10 +101,6 @@ class JemTrainingArguments(TrainingArguments):
                 f"buffer_size {self.buffer_size} is below the batch size {self.per_device_train_batch_size}: raise it"
             )
 
-    def objective_at(self, step: int) -> str:
-        """The objective of an optimiser step, counted from 0."""
-        return "warmup" if step < self.chain_free_steps else self.objective
-
     def chain(self) -> dict:
         """Arguments of [`run_chain`](../models/sampling_jem.py) that draw the samples of contrastive divergence."""
         return {

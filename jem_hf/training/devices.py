@@ -21,14 +21,3 @@ def all_agree(condition: bool) -> bool:
     """Whether a condition holds in every process."""
     state = join_processes()
     return int(reduce(torch.tensor(int(condition), device=state.device), "sum")) == state.num_processes
-
-
-def share_rows(rows: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
-    """The batches of row numbers that are this process's part of `rows`, as even as batches allow."""
-    state = join_processes()
-    return list(torch.arange(len(rows)).split(batch_size))[state.process_index :: state.num_processes]
-
-
-def unite_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Tensors of which each process has filled its part, the rest being zero, as one that all have."""
-    return reduce(rows, "sum")

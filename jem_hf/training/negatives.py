@@ -153,14 +153,11 @@ CHAIN_STARTS = {
 }
 
 
-# Samples that wait for their chains to go on (persistent contrastive divergence)
-
-
 class ReplayBuffer:
     """
-    Images, of fixed number, at first noise; labels are not held, for the first Gibbs draw of a chain replaces them.
+    Images, of fixed number, at first noise: samples that wait for their chains to go on, without labels.
 
-    Images are held in 8 bits; samples of them are dequantised, as the data is: uniform noise of width 1/128. They may
+    They are held in 8 bits and dequantised when they are drawn, as the data is: uniform noise of width 1/128. They may
     lie on another device than the chains, or on disk (see [`noise_images`]).
 
     Args:

@@ -47,11 +47,12 @@ def joint_cd(trainer: Trainer, model: torch.nn.Module, x: torch.Tensor, labels: 
     """Joint contrastive divergence (Kelly et al. 2021), with the warm-up beside it where it has a weight."""
     args = trainer.args
     loss, stats, distribution = contrast(trainer, model, x, labels)
+    loss = args.cd_weight * loss
     if args.warmup_weight:
         warmup_loss, warmup_stats = warmup(trainer, model, x, labels)
-        return args.cd_weight * loss + args.warmup_weight * warmup_loss, stats | warmup_stats
+        return loss + args.warmup_weight * warmup_loss, stats | warmup_stats
     with torch.no_grad():
-        return args.cd_weight * loss, stats | _cross_entropy(trainer, distribution, labels)[1]
+        return loss, stats | _cross_entropy(trainer, distribution, labels)[1]
 
 
 OBJECTIVES = {"joint_cd": joint_cd, "warmup": warmup, "jem": jem, "classifier": classifier}

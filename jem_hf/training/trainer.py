@@ -69,7 +69,8 @@ class JemTrainer(PublishingTrainer):
             x = augment(x, flip=True, blur=False, generator=self.generator)
         if self.teacher:
             labels = self.teacher.complete(x, labels, self.generator)
-        objective = OBJECTIVES[self.args.objective_at(self.state.global_step)]
+        is_chain_free = self.state.global_step < self.args.chain_free_steps
+        objective = OBJECTIVES["warmup" if is_chain_free else self.args.objective]
         loss, stats = objective(self, model, x, labels)
         for name, value in stats.items():
             self._log_values[name].append(value.detach())
