@@ -33,12 +33,8 @@ SECTIONS = {
         **_types(load_ut_zap50k, "binarised"),
         **_types(load_avatars, "num_train num_test num_novel"),
     },
-    "image_processor": {
-        "size": int | dict[str, int],
-        "crop_size": int | dict[str, int],
-        "resample": int,
-        "do_center_crop": bool,
-    },
+    "image_processor": dict.fromkeys(("size", "crop_size"), int | dict[str, int])
+    | {"resample": int, "do_center_crop": bool},
     "model": {
         "from_pretrained": str,
         **{
@@ -54,9 +50,8 @@ SECTIONS = {
     ),
 }
 PATHS = (
-    *("name_or_path", "split_file", "cache_dir", "from_pretrained", "teacher"),
-    *("output_dir", "logging_dir", "resume_from_checkpoint"),
-)
+    "name_or_path split_file cache_dir from_pretrained teacher output_dir logging_dir resume_from_checkpoint"
+).split()
 
 
 class CoreLoader(yaml.SafeLoader):

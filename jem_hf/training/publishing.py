@@ -1,10 +1,9 @@
 """What a run publishes: the card of its model, and the way to the Hub."""
 
 import shutil
-from concurrent.futures import Future
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCard
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
@@ -65,19 +64,11 @@ class PublishingTrainer(ResumableTrainer):
         if self.is_world_process_zero():
             self.document(Path(self.args.output_dir))
 
-    def push_to_hub(
-        self,
-        commit_message: str = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs,
-    ) -> CommitInfo | Future | None:
+    def push_to_hub(self, commit_message="End of training", blocking=True, token=None, revision=None, **kwargs):
         """Save, and upload model, image processor, code and card; see `Trainer`. Returns the commit, or a Future."""
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
+            self.init_hf_repo(token=token, private=kwargs.get("private"))
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None

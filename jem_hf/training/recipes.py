@@ -101,7 +101,6 @@ def train(recipe: Recipe, resume: bool = False) -> tuple[JemTrainer, dict]:
     Make a checkpoint in the recipe's `output_dir`: weights (their moving average), config, image processor.
 
     Args:
-        recipe ([`Recipe`]): What to train, and on what.
         resume (`bool`, *optional*, defaults to `False`):
             Go on from this run's last checkpoint in `output_dir`, where there is any.
 
@@ -147,11 +146,10 @@ def make_trainer(recipe: Recipe, splits: dict, values: dict, processor: JemImage
     else:
         image_size = next(iter(splits["train"]))["pixel_values"].shape[-1]
         settings = {"image_size": image_size, **settings}
-        data = dict(attributes=attributes, attribute_values=values, novel_combinations=novel)
-        model = JemModel(JemConfig(**data, **settings))
-    trainer = JemTrainer(
-        model=model, args=args, train_dataset=splits["train"], eval_dataset=evaluation, processing_class=processor
-    )
+        config = JemConfig(attributes=attributes, attribute_values=values, novel_combinations=novel, **settings)
+        model = JemModel(config)
+    data = dict(train_dataset=splits["train"], eval_dataset=evaluation)
+    trainer = JemTrainer(model=model, args=args, processing_class=processor, **data)
     trainer.card = {"recipe": recipe.name, "dataset": name_or_path, "base_model": pretrained or None}
     return trainer
 

@@ -62,12 +62,7 @@ class ResumableTrainer(Trainer):
         self.add_callback(_StopCallback(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
-        """
-        Train, from the start or from a checkpoint; see `Trainer`.
-
-        Raises:
-            ValueError: the checkpoint is of another run, see `identity`; or there is none, where it is `True`.
-        """
+        """As `Trainer`. Raises `ValueError` for a checkpoint of another run, see `identity`, or where there is none."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self.newest_checkpoint()
             if resume_from_checkpoint is None:
@@ -107,12 +102,7 @@ class ResumableTrainer(Trainer):
         return {}
 
     def newest_checkpoint(self) -> str | None:
-        """
-        The newest checkpoint in `output_dir` that this run can go on from; None where there is no checkpoint.
-
-        Raises:
-            ValueError: all are of other runs.
-        """
+        """The newest of `output_dir` that this run can go on from. Raises `ValueError` where all are of other runs."""
         checkpoints = list_checkpoints(self.args.output_dir)
         for checkpoint in reversed(checkpoints):
             if not self._differences(checkpoint):

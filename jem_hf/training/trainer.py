@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -61,9 +62,7 @@ class JemTrainer(PublishingTrainer):
 
     # A step
 
-    def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs
-    ) -> torch.Tensor | tuple[torch.Tensor, dict]:
+    def compute_loss(self, model: torch.nn.Module, inputs: dict, return_outputs: bool = False, **kwargs) -> Any:
         x, labels = dequantise(inputs["pixel_values"], self.generator), inputs["labels"]
         if self.args.horizontal_flip:
             x = augment(x, flip=True, blur=False, generator=self.generator)
@@ -124,9 +123,7 @@ class JemTrainer(PublishingTrainer):
 
     # Evaluation
 
-    def prediction_step(
-        self, model: torch.nn.Module, inputs: dict, *args, **kwargs
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def prediction_step(self, model: torch.nn.Module, inputs: dict, *args, **kwargs) -> tuple[torch.Tensor, ...]:
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
             output = self.ema.module(to_pixels(inputs["pixel_values"]), inputs["labels"])
@@ -137,9 +134,7 @@ class JemTrainer(PublishingTrainer):
         metrics = prediction_metrics(probabilities, prediction.label_ids, self.model.config.attributes)
         return {name: value for name, value in metrics.items() if name != "per_attribute"}
 
-    def evaluate(
-        self, eval_dataset: Dataset | dict[str, Dataset] | None = None, *args, **kwargs
-    ) -> dict[str, float | None]:
+    def evaluate(self, eval_dataset: Dataset | dict | None = None, *args, **kwargs) -> dict[str, float | None]:
         metrics = super().evaluate(eval_dataset, *args, **kwargs)
         if self.args.sample_grid and self.args.objective != "classifier" and self.is_world_process_zero():
             with failure_is_a_warning("the grid of samples"):
