@@ -235,7 +235,7 @@ def buffer(setting: Setting) -> dict[str, Callable]:
     x = torch.rand(setting.batch_size, 3, setting.image_size, setting.image_size, device=DEVICE) * 2 - 1
 
     def turn(size, path=None):
-        images = noise_images((size, *x.shape[1:]), device=DEVICE, path=path)
+        images = noise_images((size, *x.shape[1:]), torch.Generator(DEVICE), path=path)
         store = ReplayBuffer(images)
 
         def sample_and_push():

@@ -218,14 +218,9 @@ def map_images(shape: tuple[int, ...], path: str) -> torch.Tensor:
     return torch.from_file(path, shared=True, size=math.prod(shape), dtype=torch.uint8).view(shape)
 
 
-def noise_images(
-    shape: tuple[int, ...],
-    generator: torch.Generator | None = None,
-    device: str | torch.device = "cpu",
-    path: str | None = None,
-) -> torch.Tensor:
+def noise_images(shape: tuple[int, ...], generator: torch.Generator, path: str | None = None) -> torch.Tensor:
     """Random uint8 images (N, C, H, W), in memory, or on the CPU as a memory map of the file `path`."""
-    settings = dict(generator=generator, dtype=torch.uint8, device=device if generator is None else generator.device)
+    settings = dict(generator=generator, dtype=torch.uint8, device=generator.device)
     if path is None:
         return torch.randint(256, shape, **settings)
     images = map_images(shape, path)

@@ -73,8 +73,8 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, str] | None = Non
     if not path.is_file():
         path = RECIPES / f"{name_or_path}.yaml"
     if not path.is_file():
-        names = sorted(p.stem for p in RECIPES.glob("*.yaml"))
-        raise ValueError(f"no recipe {str(name_or_path)!r}; give a YAML file or one of {', '.join(names)}")
+        names = ", ".join(sorted(each.stem for each in RECIPES.glob("*.yaml")))
+        raise ValueError(f"no recipe {str(name_or_path)!r}; give a YAML file or one of {names}")
     content = read_yaml(path.read_bytes(), str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a recipe: it has no sections {', '.join(SECTIONS)}")

@@ -62,7 +62,7 @@ class ResumableTrainer(Trainer):
         self.add_callback(_StopCallback(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
-        """As `Trainer`. Raises `ValueError` for a checkpoint of another run, see `identity`, or where there is none."""
+        """As `Trainer`. Raises `ValueError` for a checkpoint of another run, see `identity`, or there is none."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self.newest_checkpoint()
             if resume_from_checkpoint is None:
