@@ -123,7 +123,7 @@ def is_of_type(value: Any, kind: Any) -> bool:
     if outer in (int, float):
         number = isinstance(value, int | outer) and not isinstance(value, bool)
         return number and (isinstance(value, int) or isfinite(value))
-    if inner and isinstance(value, list | dict):
-        members = value.values() if isinstance(value, dict) else value
-        return isinstance(value, outer) and all(is_of_type(each, inner[-1]) for each in members)
-    return outer is Any or not isinstance(outer, type) or isinstance(value, outer)
+    if outer is Any or not isinstance(outer, type):
+        return True
+    members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, outer) and (not inner or all(is_of_type(each, inner[-1]) for each in members))
