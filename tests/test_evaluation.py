@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from jem_hf import JemImageProcessor
 from jem_hf.cli import app
-from jem_hf.evaluation.energy import outlier_detection
 from jem_hf.evaluation.evaluate import evaluate
 from jem_hf.evaluation.generation import (
     classification_accuracy_score,
@@ -20,6 +19,7 @@ from jem_hf.evaluation.generation import (
 from jem_hf.evaluation.judges import load_feature_network
 from jem_hf.evaluation.prediction import (
     compare_prediction,
+    outlier_detection,
     predict,
     validation_part,
     zero_shot_recognition,

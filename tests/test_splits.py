@@ -7,7 +7,6 @@ from jem_hf.data.splits import (
     ZERO_SHOT_CANDIDATES,
     balanced_split,
     make_split,
-    random_split,
     read_splits,
     write_splits,
     zero_shot_combinations,
@@ -15,12 +14,13 @@ from jem_hf.data.splits import (
 
 
 def test_random_split_uses_every_row_once_and_depends_on_the_seed_alone():
-    splits = random_split(103, {"validation": 0.2, "test": 0.1}, seed=3)
+    labels, shares = torch.empty(103, 0, dtype=torch.int64), {"validation": 0.2, "test": 0.1}
+    splits = balanced_split(labels, shares, seed=3)
     assert {name: len(rows) for name, rows in splits.items()} == {"train": 72, "validation": 21, "test": 10}
     assert sorted(row for rows in splits.values() for row in rows) == list(range(103))
     assert all(rows == sorted(rows) for rows in splits.values())
-    assert splits == random_split(103, {"validation": 0.2, "test": 0.1}, seed=3)
-    assert splits["test"] != random_split(103, {"validation": 0.2, "test": 0.1}, seed=4)["test"]
+    assert splits == balanced_split(labels, shares, seed=3) == make_split({"seed": 3, **shares}, labels)
+    assert splits["test"] != balanced_split(labels, shares, seed=4)["test"]
 
 
 def test_balanced_split_divides_rare_positives_in_proportion():
@@ -37,7 +37,7 @@ def test_balanced_split_divides_rare_positives_in_proportion():
             positives = {name: int((labels[rows, attribute] == 1).sum()) for name, rows in splits.items()}
             assert positives == {"train": 7, "validation": 2, "test": 1}
     assert any((labels[balanced_split(labels, {"test": 0.1}, seed)["test"], 1] == 1).sum() != 2 for seed in range(10))
-    random = [int(labels[random_split(1000, {"test": 0.1}, seed)["test"], 0].sum()) for seed in range(10)]
+    random = [int(labels[balanced_split(labels[:, :0], {"test": 0.1}, seed)["test"], 0].sum()) for seed in range(10)]
     assert any(positives != 1 for positives in random)
 
 
@@ -62,8 +62,9 @@ def test_combinations_of_the_right_frequency_are_held_out():
     labels[:5, 1] = 1  # (1, 1): .5%
     labels[500:550, 1] = 1  # (0, 1): 5%
     labels[990:, 1] = -1  # matches nothing
-    assert zero_shot_combinations(labels, ["a", "b"]) == [{"a": True, "b": True}]
-    assert zero_shot_combinations(labels, ["a", "b"], max_frequency=0.051) == [
+    pairs = [{"a": a, "b": b} for a in (False, True) for b in (False, True)]
+    assert zero_shot_combinations(labels, ["a", "b"], pairs) == [{"a": True, "b": True}]
+    assert zero_shot_combinations(labels, ["a", "b"], pairs, max_frequency=0.051) == [
         {"a": False, "b": True},
         {"a": True, "b": True},
     ]
@@ -73,7 +74,7 @@ def test_combinations_of_the_right_frequency_are_held_out():
 
 
 def test_splits_survive_their_file(tmp_path):
-    splits = random_split(20, {"test": 0.25}, seed=1)
+    splits = make_split({"test": 0.25, "seed": 1}, torch.empty(20, 0, dtype=torch.int64))
     write_splits(tmp_path / "splits.json", splits, 20, seed=1)
     assert read_splits(tmp_path / "splits.json", 20) == splits
     assert json.loads((tmp_path / "splits.json").read_text()) == {"seed": 1, "num_rows": 20, "splits": splits}

@@ -23,8 +23,8 @@ def wheel(tmp_path_factory):
 def test_size_and_files(wheel):
     assert wheel.stat().st_size < 30e6
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    code = {path.relative_to(CLONE).as_posix() for path in (CLONE / "jem_hf").rglob("*.py")}
-    code.add("jem_hf/hub/card_template.md")
+    files = [path for path in (CLONE / "jem_hf").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    code = {path.relative_to(CLONE).as_posix() for path in files}
     recipes = {f"jem_hf/recipes/{path.name}" for path in (CLONE / "training" / "recipes").glob("*.yaml")}
     zoo = {f"jem_hf/{path.relative_to(CLONE).as_posix()}" for path in CLONE.glob("model_cards/*/*")}
     assert names == code | recipes | zoo

@@ -8,8 +8,8 @@ import json
 import os
 from pathlib import Path
 
-from jem_hf.evaluation.document import document
 from jem_hf.evaluation.evaluate import evaluate
+from jem_hf.evaluation.report import document
 from jem_hf.models.image_processing_jem import JemImageProcessor
 from jem_hf.models.modeling_jem import JemModel
 from jem_hf.training.recipes import load_recipe

@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ..evaluation.document import document
 from ..evaluation.evaluate import evaluate
-from ..evaluation.report import write_report
+from ..evaluation.report import document, write_report
 from ..metrics.tables import tables
 from ..models.image_processing_jem import JemImageProcessor
 from ..training import recipes

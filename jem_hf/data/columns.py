@@ -85,9 +85,9 @@ def check_names(names: Iterable[str], known: list[str], reasons: dict[str, str] 
     """Raise `ValueError` for a name that is no attribute, with the reason if there is such a column."""
     for name in names:
         if name not in known:
-            reason = (reasons or {}).get(name)
-            mistake = f"column {name!r} is no attribute: {reason}" if reason else f"unknown attribute {name!r}"
-            raise ValueError(mistake + ("" if reason else nearest_name(name, known)))
+            if reasons and name in reasons:
+                raise ValueError(f"column {name!r} is no attribute: {reasons[name]}")
+            raise ValueError(f"unknown attribute {name!r}{nearest_name(name, known)}")
 
 
 def label_table(dataset, names: Iterable[str]):

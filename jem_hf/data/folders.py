@@ -55,8 +55,7 @@ def read_folder(folder: str | Path):
     if not images and not tables:
         return None
     root, splits = _split_folders(folder, [*images, *tables])
-    read = _rows_of_tables if tables else _rows_of_classes
-    rows = read(images, tables, root, splits)
+    rows = _rows_of_tables(images, tables, root, splits) if tables else _rows_of_classes(images, root, splits)
     classes = [] if tables else sorted({row.cells["label"] for row in rows})
     if not tables and len(classes) < 2:
         others = [path.name for path in files if path.suffix.lower() in (".csv", ".tsv", ".jsonl")]
@@ -103,7 +102,7 @@ def _split_folders(folder: Path, paths: list[Path]) -> tuple[Path, dict[str, str
     return folder, splits
 
 
-def _rows_of_classes(images: list[Path], tables: list[Path], root: Path, splits: dict[str, str]) -> list[Row]:
+def _rows_of_classes(images: list[Path], root: Path, splits: dict[str, str]) -> list[Row]:
     rows = []
     for path in images:
         *folders, _ = path.relative_to(root).parts
@@ -203,8 +202,7 @@ def _dataset_of_rows(rows: list[Row], classes: list[str]):
 
     columns = {}
     for name in dict.fromkeys(name for row in rows for name in row.cells):
-        column = [row.cells.get(name) for row in rows]
-        has_lists = any(isinstance(cell, list) for cell in column)
+        has_lists = any(isinstance(row.cells.get(name), list) for row in rows)
         columns[name] = datasets.List(datasets.Value("string")) if has_lists else datasets.Value("string")
         for row in rows if has_lists else ():
             if isinstance(row.cells.get(name), str):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .folders import dataset_dict
+from .splits import by_split
 from .tables import check_images, decoded, read_table
 
 CELEBA_SPLITS = {"0": "train", "1": "validation", "2": "test"}
@@ -51,17 +52,11 @@ def load_celeba(folder: Path, file: Path):
         images /= images.name
     check_images(file, {number: name for number, name, *_ in lines}, set(os.listdir(images)), images)
     split_of = _read_partition(_find(folder, f"list_eval_partition{file.suffix}"), labels)
-    splits = {split: [name for name in labels if split_of[name] == split] for split in CELEBA_SPLITS.values()}
-    return dataset_dict(
-        {
-            split: (
-                [images / name for name in names],
-                {attribute: [labels[name][k] for name in names] for k, attribute in enumerate(attributes)},
-            )
-            for split, names in splits.items()
-            if names
-        }
-    )
+    splits = {}
+    for split, names in by_split(labels, split_of.get).items():
+        columns = {attribute: [labels[name][k] for name in names] for k, attribute in enumerate(attributes)}
+        splits[split] = ([images / name for name in names], columns)
+    return dataset_dict(splits)
 
 
 def _read_celeba(file: Path, words: Iterable[str]) -> tuple[list[str], list[list]]:

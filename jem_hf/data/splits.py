@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
-from itertools import combinations, product
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -39,11 +39,6 @@ def by_split(rows: Iterable, split_of: Callable) -> dict[str, list]:
     return {split: part for split, part in splits.items() if part}
 
 
-def random_split(num_rows: int, fractions: dict[str, float], seed: int = 0) -> dict[str, list[int]]:
-    """As [`balanced_split`], without regard to labels."""
-    return balanced_split(torch.empty(num_rows, 0, dtype=torch.int64), fractions, seed)
-
-
 def balanced_split(
     labels: torch.Tensor, fractions: dict[str, float], seed: int = 0, max_frequency: float = 0.02
 ) -> dict[str, list[int]]:
@@ -51,7 +46,7 @@ def balanced_split(
     Divide rows at random: each named split gets its share, of rare values too, and "train" the rest.
 
     Args:
-        labels (`torch.Tensor`): (N, K), -1 where missing.
+        labels (`torch.Tensor`): (N, K), -1 where missing; (N, 0) for a split without regard to labels.
         fractions (`dict[str, float]`): Shares by name of split, such as `{"validation": 0.1, "test": 0.1}`.
         max_frequency (`float`, defaults to 0.02):
             A value of an attribute is rare if fewer than this share of the rows have it. Its rows are divided first,
@@ -121,7 +116,7 @@ def make_split(settings: dict, labels: torch.Tensor) -> dict[str, list[int]]:
     return balanced_split(labels if kind == "balanced" else labels[:, :0], fractions, seed)
 
 
-def write_splits(path: str | Path, splits: dict[str, list[int]], num_rows: int, seed: int | None = None) -> None:
+def write_splits(path: str | Path, splits: dict[str, list[int]], num_rows: int, seed: int) -> None:
     """Keep a split: `{"seed": ..., "num_rows": N, "splits": {"train": [...], ...}}` as JSON."""
     Path(path).write_text(json.dumps({"seed": seed, "num_rows": num_rows, "splits": splits}))
 
@@ -163,7 +158,7 @@ ZERO_SHOT_CANDIDATES = {"celeba-zero-shot": _celeba_candidates()}
 def zero_shot_combinations(
     labels: torch.Tensor,
     attributes: list[str],
-    candidates: list[dict[str, bool]] | None = None,
+    candidates: list[dict[str, bool]],
     min_frequency: float = 0.005,
     max_frequency: float = 0.05,
 ) -> list[dict[str, bool]]:
@@ -173,18 +168,12 @@ def zero_shot_combinations(
     Args:
         labels (`torch.Tensor`): (N, K), -1 where missing, of all the data.
         attributes (`list[str]`): Names of the K columns.
-        candidates (`list[dict]`, *optional*): Combinations; default: all pairs of attributes, both values each.
+        candidates (`list[dict]`): Combinations.
         min_frequency, max_frequency (`float`): The share of rows that match is at least the one and below the other.
 
     Source: Kelly, Zemel and Grathwohl 2021; their candidates for CelebA are "celeba-zero-shot" of
     `ZERO_SHOT_CANDIDATES`.
     """
-    if candidates is None:
-        candidates = [
-            dict(zip(names, values))
-            for names in combinations(attributes, 2)
-            for values in product((False, True), repeat=2)
-        ]
     column = dict(zip(attributes, labels.T))
     chosen = []
     for candidate in candidates:

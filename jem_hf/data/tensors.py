@@ -1,12 +1,8 @@
 """Images and labels as tensors for training: all in memory, or a stream."""
 
-import json
 from itertools import islice
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from transformers.utils import logging
 
 from ..models.image_processing_jem import JemImageProcessor, to_rgb
@@ -26,16 +22,14 @@ class AttributeTensors(torch.utils.data.Dataset):
     """
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, attributes: list[str]):
-        if not (
-            isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor) and isinstance(attributes, list)
-        ):
+        is_tensor = isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor)
+        if not (is_tensor and isinstance(attributes, list)):
             raise ValueError("images and labels must be tensors and attributes a list of names")
         if images.ndim != 4 or images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8 (N, C, H, W), not {images.dtype} {tuple(images.shape)}")
-        if labels.shape != (len(images), len(attributes)) or labels.dtype != torch.int64:
-            raise ValueError(
-                f"labels must be int64 {(len(images), len(attributes))}, not {labels.dtype} {tuple(labels.shape)}"
-            )
+        shape = (len(images), len(attributes))
+        if labels.shape != shape or labels.dtype != torch.int64:
+            raise ValueError(f"labels must be int64 {shape}, not {labels.dtype} {tuple(labels.shape)}")
         self.images, self.labels, self.attributes = images, labels, list(attributes)
 
     def __len__(self):
@@ -51,17 +45,6 @@ class AttributeTensors(torch.utils.data.Dataset):
     def subset(self, indices) -> "AttributeTensors":
         """The rows of a list, slice, index tensor or boolean mask."""
         return AttributeTensors(self.images[indices], self.labels[indices], self.attributes)
-
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file, the attributes in its metadata."""
-        tensors = {"images": self.images.contiguous(), "labels": self.labels.contiguous()}
-        save_file(tensors, path, metadata={"attributes": json.dumps(self.attributes)})
-
-    @classmethod
-    def load(cls, path: str | Path) -> "AttributeTensors":
-        """Read what `save` wrote."""
-        with safe_open(path, framework="pt") as file:
-            return cls(file.get_tensor("images"), file.get_tensor("labels"), json.loads(file.metadata()["attributes"]))
 
 
 class AttributeStream(torch.utils.data.IterableDataset):
@@ -85,13 +68,7 @@ class AttributeStream(torch.utils.data.IterableDataset):
         seed: int = 0,
         on_error: str = "raise",
     ):
-        import datasets
-
-        _check_on_error(on_error)
-        features = features_of(dataset)
-        self.image_column = find_image_column(features)
-        check_names(attributes, attribute_values(features)[0])
-        self.dataset = dataset.cast_column(self.image_column, datasets.Image(decode=False))
+        self.dataset, self.image_column = _checked(dataset, attributes, on_error)
         if shuffle_buffer:
             self.dataset = self.dataset.shuffle(seed=seed, buffer_size=shuffle_buffer)
         self.image_processor, self.attributes, self.on_error = image_processor, list(attributes), on_error
@@ -125,8 +102,8 @@ class AttributeStream(torch.utils.data.IterableDataset):
         rows = list(self)
         if not rows:
             raise ValueError("the stream is empty: load another split")
-        columns = {name: torch.stack([row[name] for row in rows]) for name in ("pixel_values", "labels")}
-        return AttributeTensors(columns["pixel_values"], columns["labels"], self.attributes)
+        images, labels = (torch.stack([row[name] for row in rows]) for name in ("pixel_values", "labels"))
+        return AttributeTensors(images, labels, self.attributes)
 
 
 def encode_dataset(
@@ -141,20 +118,14 @@ def encode_dataset(
             `"raise"` a `ValueError` that names row and file of an image that cannot be read, or `"skip"`: leave such
             rows out and warn once, with their number.
     """
-    import datasets
-
-    _check_on_error(on_error)
-    image_column = find_image_column(dataset.features)
-    check_names(attributes, attribute_values(dataset.features)[0])
-    labels = label_tensor(dataset, attributes)
-    encoded_images = dataset.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
+    dataset, image_column = _checked(dataset, attributes, on_error)
+    labels, encoded_images = label_tensor(dataset, attributes), dataset.select_columns(image_column)
     broken: list[tuple[int, str]] = []
     pixel_values = []
     for start in range(0, len(dataset), batch_size):
         rows = enumerate(encoded_images[start : start + batch_size][image_column], start)
-        images = [_decode(image, row, on_error, broken) for row, image in rows]
-        images = [image for image in images if image is not None]
-        if images:
+        decoded = [_decode(image, row, on_error, broken) for row, image in rows]
+        if images := [image for image in decoded if image is not None]:
             pixel_values.append(_pixel_values(images, image_processor))
     if not pixel_values:
         raise ValueError(f"none of the {len(dataset)} images can be read: is {image_column!r} the column of images?")
@@ -164,9 +135,16 @@ def encode_dataset(
     return AttributeTensors(torch.cat(pixel_values), labels[kept], attributes)
 
 
-def _check_on_error(on_error):
+def _checked(dataset, attributes, on_error):
+    """The dataset with its images as files, not decoded, and their column."""
+    import datasets
+
     if on_error not in ("raise", "skip"):
         raise ValueError(f"unknown on_error {on_error!r}; choose from raise, skip")
+    features = features_of(dataset)
+    image_column = find_image_column(features)
+    check_names(attributes, attribute_values(features)[0])
+    return dataset.cast_column(image_column, datasets.Image(decode=False)), image_column
 
 
 def _decode(image, row, on_error, broken):

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
 from html import escape
@@ -46,9 +47,15 @@ class Actions:
     def __init__(self, model: str):
         self.pipeline = load_pipeline(model)
         self.config = self.pipeline.model.config
-        self.report = load_report(self.pipeline.model)
+        folder = source_folder(self.pipeline.model)
+        report = folder and folder / "report.json"
+        self.report = json.loads(report.read_text()) if report and report.is_file() else {}
         self.default = Drawing.of(display_name(model), self.config)
-        self.presets = {name: request for name, request in PRESETS.items() if is_request(request, self.config)}
+        self.presets = {}
+        for name, request in PRESETS.items():
+            with suppress(ValueError):  # of attributes that this model does not know
+                parse_composition(request, self.config)
+                self.presets[name] = request
         for combination in self.config.novel_combinations:
             request = format_request(parse_request(combination, self.config), self.config)
             self.presets[f"{html.readable(request)} (never seen together)"] = request
@@ -137,8 +144,8 @@ def compare(models: list[str], on: list[str], off: list[str], drawing: Drawing) 
         pipeline = load_pipeline(name)
         config = pipeline.model.config
         request = format_request(wanted(on, off, config), config)
-        default = Drawing.of(display_name(name), config)
-        this = replace(default, request=request, seed=drawing.seed, num_images=drawing.num_images)
+        same = dict(request=request, seed=drawing.seed, num_images=drawing.num_images)
+        this = replace(Drawing.of(display_name(name), config), **same)
         drawn = pipeline(request, **this.arguments())
         content = results(drawn, this, this.num_inference_steps, config, link=False)
         columns.append(f"<section><h3>{escape(this.model)}</h3>{content}</section>")
@@ -212,14 +219,6 @@ def wanted(on: list[str], off: list[str], config: JemConfig) -> list[int]:
     return parse_request(given, config)
 
 
-def is_request(request: str, config: JemConfig) -> bool:
-    try:
-        parse_composition(request, config)
-    except ValueError:
-        return False
-    return True
-
-
 def open_image(path: str | None) -> Image.Image:
     """An image file in RGB. Raises `ValueError` for what is none, or too large."""
     if path is None:
@@ -247,10 +246,3 @@ def load_pipeline(model: str) -> AttributeConditionalGenerationPipeline:
     """The pipeline of a zoo name, Hub id or folder, on a GPU where there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return AttributeConditionalGenerationPipeline(JemModel.from_pretrained(model).to(device))
-
-
-def load_report(model: JemModel) -> dict:
-    """What was measured of a model: the `report.json` beside its weights, or nothing."""
-    folder = source_folder(model)
-    path = folder and folder / "report.json"
-    return json.loads(path.read_text()) if path and path.is_file() else {}

@@ -13,6 +13,12 @@ MAX_IMAGES = 16
 MAX_STEPS = 200
 MAX_GUIDANCE = 20.0
 MAX_SEED = 2**31 - 1
+RANGES = {
+    "seed": (0, MAX_SEED),
+    "num_images": (1, MAX_IMAGES),
+    "num_inference_steps": (1, MAX_STEPS),
+    "guidance_scale": (0, MAX_GUIDANCE),
+}
 
 
 @dataclass(frozen=True)
@@ -23,13 +29,12 @@ class Drawing:
     Args:
         model (`str`): Name of the model.
         request (`str`): What the images show, see [`parse_composition`](requests_jem.py).
-        seed (`int`): Of the noise, 0 to `MAX_SEED`.
-        num_images (`int`): 1 to `MAX_IMAGES`.
-        num_inference_steps (`int`): Steps of the chain, 1 to `MAX_STEPS`.
-        guidance_scale (`float`): How much more the request counts than the image alone, 0 to `MAX_GUIDANCE`.
+        seed (`int`), num_images (`int`): Of the noise; how many.
+        num_inference_steps (`int`): Steps of the chain.
+        guidance_scale (`float`): How much more the request counts than the image alone.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number out of its range, see `RANGES`.
     """
 
     model: str
@@ -40,13 +45,7 @@ class Drawing:
     guidance_scale: float = 2.0
 
     def __post_init__(self):
-        ranges = {
-            "seed": (0, MAX_SEED),
-            "num_images": (1, MAX_IMAGES),
-            "num_inference_steps": (1, MAX_STEPS),
-            "guidance_scale": (0, MAX_GUIDANCE),
-        }
-        for name, (low, high) in ranges.items():
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if value is None or not low <= value <= high:
                 raise ValueError(f"{name.replace('_', ' ')} is a number from {low} to {high}, not {value}")
@@ -87,8 +86,7 @@ class Drawing:
 
     def arguments(self) -> dict:
         """For the call of a pipeline."""
-        names = ("seed", "num_images", "num_inference_steps", "guidance_scale")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in RANGES}
 
 
 def watch(run: Callable, stop: threading.Event, show: Callable) -> Iterator:

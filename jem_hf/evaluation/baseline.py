@@ -15,7 +15,7 @@ from ..models.modeling_jem import JemModel
 from ..training.arguments import JemTrainingArguments
 from ..training.devices import all_agree, has_native_bfloat16, join_processes
 from ..training.trainer import JemTrainer
-from .cache import cache_path, save_atomically
+from .judges import cache_path, no_progress, save_atomically
 
 BATCH_SIZE = 64
 TRAINING = dict(
@@ -35,7 +35,7 @@ def load_classifier(
     config: JemConfig,
     num_epochs: int = 6,
     cache_dir: str | os.PathLike | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = no_progress,
 ) -> JemModel:
     """
     A classifier with the network of `config`, from the cache where it is there, else trained and cached.
@@ -44,11 +44,11 @@ def load_classifier(
 
     Args:
         num_epochs (`int`): Passes over the data; more than a few overfit a small set.
-        cache_dir, progress: As for [`load_oracle`].
+        cache_dir, progress: As for [`load_judge`].
     """
     network = (config.backbone, sorted(config.backbone_kwargs.items()), config.head, config.num_values)
     settings = ("classifier r2", network, num_epochs, BATCH_SIZE, sorted(TRAINING.items()))
-    path = cache_path("classifiers", settings, (train.images, train.labels), cache_dir)
+    path = cache_path("classifiers", settings, train, cache_dir)
     if all_agree(os.path.exists(path)):
         model = JemModel(config)
         model.load_state_dict(load_file(path))
@@ -76,8 +76,7 @@ def _train(train, config, num_epochs, progress) -> JemModel:
             )
             trainer = JemTrainer(model=JemModel(config), args=args, train_dataset=train)
             trainer.remove_callback(PrinterCallback)
-            if progress is not None:
-                trainer.add_callback(_StepCallback(progress))
+            trainer.add_callback(_StepCallback(progress))
             trainer.train()
             return trainer.ema.module.cpu()
     finally:

@@ -1,6 +1,7 @@
 """How good a model is: its prediction beside classifiers, its images as others see them, its energy."""
 
 import os
+from functools import partial
 
 import torch
 
@@ -9,12 +10,17 @@ from ..models.modeling_jem import JemModel
 from ..models.requests_jem import format_request
 from ..training.devices import join_processes
 from .baseline import load_classifier
-from .energy import energy_quantiles, outlier_detection
-from .generation import classification_accuracy_score, judge_images
-from .judges import load_feature_network, load_oracle
+from .generation import Progress, classification_accuracy_score, judge_images
+from .judges import load_feature_network, load_oracle, no_progress
 from .likelihood import estimate_likelihood
-from .prediction import compare_prediction, predict, validation_part, zero_shot_recognition
-from .progress import Progress, stage
+from .prediction import (
+    compare_prediction,
+    energy_quantiles,
+    outlier_detection,
+    predict,
+    validation_part,
+    zero_shot_recognition,
+)
 from .requests import held_out_combinations, requests_by_kind
 
 
@@ -33,9 +39,8 @@ def evaluate(
     classifier_epochs: int = 6,
     oracle_epochs: int = 6,
     feature_epochs: int = 4,
-    cas_epochs: int | None = None,
     cache_dir: str | os.PathLike | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> tuple[dict, dict]:
     """
     The whole trial of a model. Processes that torchrun started share the drawing of images; all get the report.
@@ -51,8 +56,8 @@ def evaluate(
         num_cas (`int`, *optional*): Images drawn for the classification accuracy score, by default four times
             `num_images`, at most as many as there are training images; 0 leaves it out.
         num_resamples (`int`): Of the bootstrap.
-        classifier_epochs, oracle_epochs, feature_epochs, cas_epochs (`int`, *optional*): Passes over the data in the
-            training of classifier, oracle, feature network and the classifiers of the classification accuracy score.
+        classifier_epochs, oracle_epochs, feature_epochs (`int`): Passes over the data in the training of classifier,
+            oracle (and the classifiers of the classification accuracy score) and feature network.
         cache_dir (`str`, *optional*): Where trained helpers are kept, by default $JEM_HF_CACHE, else ~/.cache/jem_hf.
         progress: Called with the name of a stage, its steps done and its steps in all.
 
@@ -86,7 +91,7 @@ def evaluate(
     else:
         part, validation = validation_part(known)
         classifier = load_classifier(
-            part, config, classifier_epochs, cache_dir, stage(progress, "baseline classifier")
+            part, config, classifier_epochs, cache_dir, partial(progress, "baseline classifier")
         )
         classifier.to(model.device)
     comparison, curves = compare_prediction(model, classifier, validation, test, num_resamples)
@@ -98,21 +103,19 @@ def evaluate(
         report |= _zero_shot(model, classifier, novel, held_out)
     if bits_per_dimension:
         settings = dict(num_chains=num_chains, num_temperatures=num_temperatures)
-        report["likelihood"] = estimate_likelihood(
-            model, test.images, progress=stage(progress, "likelihood"), **settings
-        )
+        settings["progress"] = partial(progress, "likelihood")
+        report["likelihood"] = estimate_likelihood(model, test.images, **settings)
     if prediction_only:
         return report, pictures
 
-    real = {"test": test}
-    judged = train
+    judged, real = train, {"test": test}
     if novel is not None:
         judged, real["novel"] = with_half_of_novel(train, novel)
     settings = dict(cache_dir=cache_dir, num_values=config.num_values)
     with join_processes().main_process_first():  # it trains these, the others find them in the cache
-        oracle = load_oracle(judged, num_epochs=oracle_epochs, progress=stage(progress, "oracle"), **settings)
+        oracle = load_oracle(judged, num_epochs=oracle_epochs, progress=partial(progress, "oracle"), **settings)
         network = load_feature_network(
-            train, num_epochs=feature_epochs, progress=stage(progress, "feature network"), **settings
+            train, num_epochs=feature_epochs, progress=partial(progress, "feature network"), **settings
         )
     right = (oracle.predict(test.images) == test.labels)[test.labels >= 0].float()
     report["oracle"] = {"accuracy": right.mean().item() if len(right) else None}
@@ -121,7 +124,7 @@ def evaluate(
     pictures |= drawn
     num_cas = 4 * num_images if num_cas is None else num_cas
     if num_cas:
-        settings = dict(num_epochs=cas_epochs or oracle_epochs, cache_dir=cache_dir, progress=progress)
+        settings = dict(num_epochs=oracle_epochs, cache_dir=cache_dir, progress=progress)
         score = classification_accuracy_score(model, train, test, num_cas, **settings)
         report["generation"]["classification_accuracy_score"] = score
     report["energy"] = outlier_detection(model, test.images)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,11 +15,11 @@ from ..metrics.prediction import prediction_metrics, request_metrics
 from ..models.image_processing_jem import to_pixels
 from ..models.modeling_jem import JemModel
 from ..training.devices import join_processes
-from .judges import FeatureNetwork, Oracle, load_oracle
-from .progress import Progress, stage
+from .judges import FeatureNetwork, Oracle, load_oracle, no_progress
 from .requests import matching_rows
 
 NUM_SHOWN = 16
+Progress = Callable[[str, int, int], None]  # called with a stage, its steps done and its steps in all
 
 
 def draw(
@@ -26,7 +27,7 @@ def draw(
     requests: torch.Tensor,
     seed: int = 0,
     batch_size: int = 64,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = no_progress,
 ) -> torch.Tensor:
     """
     One image (N, C, H, W), in [-1, 1], for each of the requests (N, K), -1 where open, by the model's defaults.
@@ -39,8 +40,7 @@ def draw(
     mine = torch.arange(len(requests)).split(batch_size)[process.process_index :: process.num_processes]
     for done, rows in enumerate(mine, 1):
         images[rows] = model.generate(requests[rows], generator=generator)[0].clamp(-1, 1)
-        if progress is not None:
-            progress(done * len(requests) // len(mine), len(requests))
+        progress(done * len(requests) // len(mine), len(requests))
     return reduce(images, "sum").cpu()
 
 
@@ -148,9 +148,8 @@ def classification_accuracy_score(
     num: int,
     *,
     num_epochs: int = 6,
-    seed: int = 5678,
     cache_dir: str | os.PathLike | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> dict:
     """
     How well a classifier trained on drawn images reads real ones (Ravuri and Vinyals 2019, "Classification Accuracy
@@ -162,17 +161,16 @@ def classification_accuracy_score(
     Returns:
         "accuracy" and "ap" on the test images under "samples" and "real", and "num_images".
     """
-    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:num]
+    settings = dict(seed=5678, num_epochs=num_epochs, cache_dir=cache_dir)
+    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(settings["seed"]))[:num]
     real = train.subset(rows)
-    images = draw(model, real.labels, seed=seed, progress=stage(progress, "drawing a training set"))
+    images = draw(model, real.labels, seed=settings["seed"], progress=partial(progress, "drawing a training set"))
     samples = AttributeTensors(((images + 1) * 127.5).round().to(torch.uint8), real.labels, real.attributes)
     report = {"num_images": len(real)}
     for name, part in {"samples": samples, "real": real}.items():
-        settings = dict(seed=seed, num_epochs=num_epochs, cache_dir=cache_dir)
+        settings["progress"] = partial(progress, f"classifier of {name}")
         with join_processes().main_process_first():
-            classifier = load_oracle(
-                part, model.config.num_values, progress=stage(progress, f"classifier of {name}"), **settings
-            )
+            classifier = load_oracle(part, model.config.num_values, **settings)
         probabilities = classifier.predict_proba(test.images).numpy()
         metrics = prediction_metrics(probabilities, test.labels.numpy(), model.config.attributes)
         report[name] = {key: metrics[key] for key in ("accuracy", "ap")}
@@ -186,7 +184,7 @@ def judge_images(
     requests: dict[str, tuple[torch.Tensor, str]],
     oracle: Oracle,
     network: FeatureNetwork,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> tuple[dict, dict]:
     """
     Draw all requests and judge the images.
@@ -205,18 +203,18 @@ def judge_images(
     train_features = network.extract(train.images)
     report, pictures = {}, {"samples": {}}
     for kind, (rows, split) in requests.items():
-        images = draw(model, rows, progress=stage(progress, f"drawing {kind}"))
+        images = draw(model, rows, progress=partial(progress, f"drawing {kind}"))
         pictures["samples"][kind] = (images, rows)
         labels = real[split].labels
         report[kind] = judge_requests(oracle.predict(images), rows, predicted[split], labels, model.config.attributes)
         distinct, groups = rows.unique(dim=0, return_inverse=True)
-        matches, match_groups = matching_rows(labels, distinct)
+        matches, real_groups = matching_rows(labels, distinct)
         kept = torch.randperm(len(matches), generator=torch.Generator().manual_seed(0))[: len(images)]
-        real_images, match_groups = real[split].images[matches[kept]], match_groups[kept]
+        real_images, real_groups = real[split].images[matches[kept]], real_groups[kept]
         if split == "test":
             report[kind] |= set_distances(images, real_images, network, train_features)
         if (rows < 0).any():
-            report[kind]["diversity"] = request_diversity(images, groups, real_images, match_groups, network)
+            report[kind]["diversity"] = request_diversity(images, groups, real_images, real_groups, network)
         if kind == "full":
             distance, index = nearest_distance(images, train.images)
             real_distance = nearest_distance(real["test"].images, train.images)[0]

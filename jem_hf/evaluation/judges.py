@@ -6,22 +6,28 @@ network distances between sets of images are measured; these compare models of o
 features are those of one Inception network for all. Weights are cached, so that the same data is learnt once.
 """
 
+import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.utils import logging
 
 from ..data.tensors import AttributeTensors
 from ..models.image_processing_jem import to_pixels
 from ..training.augmentation import augment, random_shift
 from ..training.devices import has_native_bfloat16
-from .cache import cache_path, save_atomically
+
+logger = logging.get_logger(__name__)
 
 IMAGE_SIZE = 64  # of what the networks see: their fourth map of features then has 4x4 places
 BATCH_SIZE, SHIFT = 64, 2
@@ -35,6 +41,8 @@ class Judge(nn.Module):
 
     Args:
         num_channels (`int`), num_values (`Sequence[int]`): Of the images, and of each attribute.
+
+    Images (N, C, H, W) are uint8 or floats in [-1, 1]; what is said of them is on the CPU.
     """
 
     folder: ClassVar[str]
@@ -68,14 +76,13 @@ class Judge(nn.Module):
 
     @torch.inference_mode()
     def _in_batches(self, function: Callable[[Tensor], Tensor], images: Tensor, batch_size: int) -> Tensor:
-        """What a function gives for images, uint8 or floats in [-1, 1], in evaluation mode, on the CPU."""
         self.eval()
         device = self.lacking.device
         return torch.cat([function(to_pixels(batch.to(device))).cpu() for batch in images.split(batch_size)])
 
 
 class Oracle(Judge):
-    """A small residual network that sees every attribute of an image; see [`Judge`]."""
+    """A small residual network that sees every attribute of an image."""
 
     folder = "oracles"
     settings = dict(
@@ -85,21 +92,16 @@ class Oracle(Judge):
     dropout = 0.3
 
     def predict_proba(self, images: Tensor, batch_size: int = 500) -> Tensor:
-        """
-        Probability (N, K, V) of every value of every attribute, on the CPU, zero where an attribute lacks the value.
-
-        Args:
-            images (`torch.Tensor` of shape (N, C, H, W)): uint8 or floats in [-1, 1].
-        """
+        """Probability (N, K, V) of every value of every attribute, zero where an attribute lacks the value."""
         return self._in_batches(self, images, batch_size).softmax(-1)
 
     def predict(self, images: Tensor) -> Tensor:
-        """The most probable value of every attribute: (N, K) integers for images as in `predict_proba`."""
+        """The most probable value (N, K) of every attribute."""
         return self.predict_proba(images).argmax(-1)
 
 
 class FeatureNetwork(Judge):
-    """A small EfficientNet in whose features distances are measured, neither generator nor oracle; see [`Judge`]."""
+    """A small EfficientNet in whose features distances are measured, neither generator nor oracle."""
 
     folder = "feature_networks"
     settings = dict(model_name="test_efficientnet")
@@ -112,32 +114,18 @@ class FeatureNetwork(Judge):
         self.register_buffer("std", torch.ones(self.num_features))
 
     def extract(self, images: Tensor, batch_size: int = 500) -> Tensor:
-        """
-        Features (N, 128), float64 on the CPU, with mean 0 and standard deviation 1 over the training images.
-
-        Args:
-            images (`torch.Tensor` of shape (N, C, H, W)): uint8 or floats in [-1, 1].
-        """
+        """Features (N, 128) in float64, with mean 0 and standard deviation 1 over the training images."""
         features = self._in_batches(self.features, images, batch_size)
         return ((features - self.mean.cpu()) / self.std.cpu()).double()
 
     def finish(self, images: Tensor) -> None:
-        """Bring the features over the training images to mean 0 and standard deviation 1."""
         features = self.extract(images)
         self.mean.copy_(features.mean(0))
         self.std.copy_(features.std(0, correction=0).clamp(min=1e-6))
 
 
-def load_oracle(train: AttributeTensors, num_values: Sequence[int], num_epochs: int = 6, **settings: Any) -> Oracle:
-    """The oracle for a training split; the arguments are those of [`load_judge`]."""
-    return load_judge(Oracle, train, num_values, num_epochs, **{"seed": 1234} | settings)
-
-
-def load_feature_network(
-    train: AttributeTensors, num_values: Sequence[int], num_epochs: int = 4, **settings: Any
-) -> FeatureNetwork:
-    """The feature network for a training split; the arguments are those of [`load_judge`]."""
-    return load_judge(FeatureNetwork, train, num_values, num_epochs, **{"seed": 2718} | settings)
+def no_progress(*_: Any) -> None:
+    """The callback of those who want none."""
 
 
 def load_judge(
@@ -148,12 +136,13 @@ def load_judge(
     *,
     seed: int,
     cache_dir: str | os.PathLike | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = no_progress,
 ) -> Judge:
     """
     A judge, from the cache where it is there, else trained and cached; frozen, on the GPU where there is one.
 
     Args:
+        judge (`type`): `Oracle` or `FeatureNetwork`, given by `load_oracle` and `load_feature_network`.
         train (`AttributeTensors`): The training split.
         num_values (`Sequence[int]`): Number of values of each attribute.
         num_epochs (`int`): Passes over the data.
@@ -169,7 +158,7 @@ def load_judge(
         raise ValueError("a label lies outside the values of its attribute")
     recipe = (judge.settings, judge.training, judge.num_features, judge.dropout, IMAGE_SIZE, BATCH_SIZE, SHIFT)
     key = (timm.__version__, recipe, tuple(num_values), seed, num_epochs)
-    path = cache_path(judge.folder, key, (train.images, train.labels), cache_dir)
+    path = cache_path(judge.folder, key, train, cache_dir)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = judge(train.images.shape[1], num_values).to(memory_format=torch.channels_last)
@@ -181,6 +170,10 @@ def load_judge(
             network.finish(train.images)
             save_atomically(network.state_dict(), path)
     return network.eval().requires_grad_(False)
+
+
+load_oracle = partial(load_judge, Oracle, num_epochs=6, seed=1234)
+load_feature_network = partial(load_judge, FeatureNetwork, num_epochs=4, seed=2718)
 
 
 def _learn(network, images, labels, num_epochs, progress, max_learning_rate, weight_decay) -> None:
@@ -203,5 +196,35 @@ def _learn(network, images, labels, num_epochs, progress, max_learning_rate, wei
             optimizer.step()
             schedule.step()
             done += 1
-            if progress is not None:
-                progress(done, total)
+            progress(done, total)
+
+
+def cache_path(kind: str, settings: Any, train: AttributeTensors, cache_dir: str | os.PathLike | None = None) -> Path:
+    """
+    The file of one trained network: its name is a hash of all that decides the weights.
+
+    Args:
+        kind (`str`): Folder below `cache_dir`, such as "oracles"; by default in $JEM_HF_CACHE, else ~/.cache/jem_hf.
+        settings: Anything whose `repr` names architecture, seed and training.
+        train (`AttributeTensors`): The training data.
+    """
+    key = hashlib.sha256(repr(settings).encode())
+    for tensor in (train.images, train.labels):
+        key.update(repr(tuple(tensor.shape)).encode())
+        key.update(tensor.cpu().contiguous().numpy())
+    root = os.path.expanduser(cache_dir or os.environ.get("JEM_HF_CACHE") or "~/.cache/jem_hf")
+    return Path(root) / kind / f"{key.hexdigest()}.safetensors"
+
+
+def save_atomically(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write safetensors so that `path` is there whole or not at all. Where that fails, warn: work goes on without."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, Path(folder) / path.name)
+            os.replace(Path(folder) / path.name, path)
+    except OSError as error:
+        logger.warning(
+            f"cannot keep a trained network in the cache {str(path.parent)!r} ({error.strerror}), so the next "
+            "evaluation trains it again: name a folder that can be written, by --cache_dir or JEM_HF_CACHE"
+        )

@@ -1,4 +1,4 @@
-"""A report as files: JSON for machines, Markdown and pictures for people."""
+"""A report as files: JSON for machines, Markdown, pictures and a model card for people."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from ..hub.cards import write_card
 from ..metrics.tables import KINDS, MODELS, tables
 from ..models.configuration_jem import JemConfig
-from ..models.image_processing_jem import JemImageProcessor, to_pixels
+from ..models.image_processing_jem import to_pixels
+from ..models.modeling_jem import JemModel
+from ..models.pipeline_jem import AttributeConditionalGenerationPipeline
 from ..models.requests_jem import format_request
 from ..plots import image_grid, reliability_diagram
 
@@ -36,12 +39,36 @@ def write_report(report: dict, pictures: dict, folder: str | Path, config: JemCo
     (folder / "report.md").write_text("\n\n".join([f"# Report\n\n{tables(report)}", *figures]) + "\n")
 
 
+def document(
+    model: JemModel, report: dict, pictures: dict, folder: str | Path, card: dict, recipe: str, cost: str = ""
+) -> None:
+    """
+    Write report, pictures and card of a model into its folder.
+
+    Args:
+        report, pictures (`dict`): From [`evaluate`].
+        card (`dict`): The section of that name of the recipe, see [`write_card`]; `requests` are drawn, a row each.
+        recipe (`str`): Name or path for `jem-hf train`.
+        cost (`str`, *optional*): What training took.
+    """
+    if card.get("license") == "other":  # data with terms of its own: none of it goes where the card goes
+        pictures = {name: picture for name, picture in pictures.items() if name != "nearest"}
+    write_report(report, pictures, folder, model.config)
+    card = dict(card)
+    requests = card.pop("requests", [""])
+    draw = AttributeConditionalGenerationPipeline(model)
+    images = [item["image"] for row in draw(requests, num_images=8, seed=0) for item in row]
+    scale = _scale(model.config.image_size)
+    image_grid(images, scale=scale, row_labels=requests if any(requests) else None).save(Path(folder) / "samples.png")
+    write_card(folder, model.config, report, recipe=recipe, cost=cost, requests=requests, **card)
+
+
 def _sample_grid(images: torch.Tensor, requests: torch.Tensor, config: JemConfig) -> Image.Image:
     """The first 64 images, eight a row; a row of sparse requests, which share one, carries its text."""
     images, requests = images[:64], requests[:64:8]
     sparse = (requests < 0).any()
     texts = [format_request(request.tolist(), config) for request in requests] if sparse else None
-    return image_grid(JemImageProcessor.to_pil(images), scale=_scale(images), row_labels=texts)
+    return image_grid(images, scale=_scale(config.image_size), row_labels=texts)
 
 
 def _nearest_grid(images: torch.Tensor, nearest: torch.Tensor) -> Image.Image:
@@ -51,8 +78,8 @@ def _nearest_grid(images: torch.Tensor, nearest: torch.Tensor) -> Image.Image:
     pairs = torch.stack([images, to_pixels(nearest)])[:, : num_rows * columns].unflatten(1, (num_rows, columns))
     rows = pairs.transpose(0, 1).flatten(0, 2)
     labels = ["samples", "training images"] * num_rows
-    return image_grid(JemImageProcessor.to_pil(rows), columns, _scale(images), row_labels=labels)
+    return image_grid(rows, columns, _scale(images.shape[-1]), row_labels=labels)
 
 
-def _scale(images: torch.Tensor) -> int:
-    return max(1, 64 // images.shape[-1])
+def _scale(image_size: int) -> int:
+    return max(1, 64 // image_size)

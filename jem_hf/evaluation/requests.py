@@ -28,21 +28,18 @@ def seen_requests(labels: torch.Tensor, num: int, seed: int = 0) -> torch.Tensor
     return requests
 
 
-def novel_combinations(train: torch.Tensor, novel: torch.Tensor, min_count: int = 10) -> list[tuple[int, ...]]:
+def novel_combinations(train: torch.Tensor, novel: torch.Tensor) -> list[tuple[int, ...]]:
     """
-    Pairs and triples of attributes found in `min_count` or more rows of `novel` (N, K) and together never in `train`.
+    Pairs and triples of attributes found in ten or more rows of `novel` (N, K) and together never in `train`.
 
     Attributes count as present where their label is above 0. Triples that hold such a pair are not listed again.
     """
-    in_train, in_novel = (train > 0).float(), (novel > 0).float()
-    pairs = ((in_train.T @ in_train == 0) & (in_novel.T @ in_novel >= min_count)).triu(1)
-    found = [tuple(pair) for pair in pairs.nonzero().tolist()]
-    for a, b, c in combinations(range(train.shape[1]), 3):
-        if pairs[a, b] or pairs[a, c] or pairs[b, c]:
-            continue
-        triple = [a, b, c]
-        if in_novel[:, triple].all(1).sum() >= min_count and not in_train[:, triple].all(1).any():
-            found.append((a, b, c))
+    found: list[tuple[int, ...]] = []
+    for size in (2, 3):
+        for group in combinations(range(train.shape[1]), size):
+            is_held_out = (novel[:, group] > 0).all(1).sum() >= 10 and not (train[:, group] > 0).all(1).any()
+            if is_held_out and not any(set(pair) < set(group) for pair in found):
+                found.append(group)
     return found
 
 
@@ -58,35 +55,33 @@ def held_out_combinations(config: JemConfig, train: torch.Tensor, novel: torch.T
 
 
 def requests_by_kind(
-    test: torch.Tensor, novel: torch.Tensor | None, held_out: torch.Tensor, num: int, num_each: int = 8
+    test: torch.Tensor, novel: torch.Tensor | None, held_out: torch.Tensor, num: int
 ) -> dict[str, tuple[torch.Tensor, str]]:
     """
-    `num` requests of each kind, sparse ones `num_each` times each, and the split whose images set their bounds.
+    `num` requests of each kind, sparse ones eight times each, and the split whose images set their bounds.
 
     Args:
         test: labels (N, K), for the kinds "full" (complete label vectors) and "seen" (pairs and triples).
         novel: labels (M, K) of images with combinations kept out of training, for "full_novel"; None without such.
         held_out: those combinations (C, K), for "novel".
     """
-    num_sparse = max(1, num // num_each)
+    num_sparse = max(1, num // 8)
     requests = {"full": (_complete(test)[:num], "test")}
     if ((test >= 0).sum(1) >= 2).any():
-        requests["seen"] = (seen_requests(test, num_sparse).repeat_interleave(num_each, 0), "test")
+        requests["seen"] = (seen_requests(test, num_sparse).repeat_interleave(8, 0), "test")
     if novel is not None:
         requests["full_novel"] = (_complete(novel)[:num], "novel")
     if len(held_out):
         rows = held_out[torch.arange(num_sparse) % len(held_out)]
-        requests["novel"] = (rows.repeat_interleave(num_each, 0), "novel")
+        requests["novel"] = (rows.repeat_interleave(8, 0), "novel")
     return {kind: (rows, split) for kind, (rows, split) in requests.items() if len(rows)}
 
 
-def matching_rows(
-    labels: torch.Tensor, requests: torch.Tensor, num_each: int = 10
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each request up to `num_each` real rows that carry its labels: indices of rows and of requests."""
+def matching_rows(labels: torch.Tensor, requests: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each request up to ten real rows that carry its labels: indices of rows and of requests."""
     rows, which = [], []
     for i, request in enumerate(requests):
-        match = ((labels == request) | (request < 0)).all(1).nonzero()[:num_each, 0]
+        match = ((labels == request) | (request < 0)).all(1).nonzero()[:10, 0]
         rows.append(match)
         which.append(torch.full_like(match, i))
     return torch.cat(rows), torch.cat(which)

@@ -6,12 +6,16 @@ well. Labels are (N, K), -1 where missing. Fit on images that are neither traine
 scikit-learn's scalings wrap estimators and take neither logits, nor labels of which some are missing.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
 
 class Scaling:
     """What the scalings share: they are fitted by L-BFGS, and are the identity where there is no label."""
+
+    parameters: Sequence[torch.Tensor] = ()
 
     def fit(self, logits: torch.Tensor, labels: torch.Tensor) -> "Scaling":
         """
@@ -25,46 +29,43 @@ class Scaling:
         lacking = logits.detach().cpu() == -torch.inf
         finite = logits.detach().double().cpu().masked_fill(lacking, 0)  # scaled -inf would have a gradient of NaN
         targets = labels.cpu().long().flatten()
-        parameters = self._start(*logits.shape[1:])
-        optimizer = torch.optim.LBFGS(parameters, max_iter=500, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+        shapes = self.shapes(*logits.shape[1:])
+        self.parameters = [torch.zeros(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+        settings = dict(max_iter=500, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS(self.parameters, **settings)
 
         def closure():
             optimizer.zero_grad()
             x = self(finite).masked_fill(lacking, -torch.inf)
             nll = F.cross_entropy(x.flatten(0, 1), targets, ignore_index=-1, reduction="sum")
-            loss = nll + sum(parameter.square().sum() for parameter in parameters) / 2
+            loss = nll + sum(parameter.square().sum() for parameter in self.parameters) / 2
             loss.backward()
             return loss
 
         with torch.enable_grad():
             optimizer.step(closure)
-        for parameter in parameters:
-            parameter.requires_grad_(False)
+        self.parameters = [parameter.detach() for parameter in self.parameters]
         return self
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (N, K, V) to calibrated logits (N, K, V). Raises `ValueError` before it is fitted."""
+        if not self.parameters:
+            raise ValueError(f"this {type(self).__name__} has nothing to apply: call fit(logits, labels) first")
+        return self.scaled(logits, *self.parameters)
 
 
 class TemperatureScaling(Scaling):
-    """
-    One temperature T for all attributes: logits / T (Guo et al. 2017, section 4.2). No prediction changes its value.
-
-    Args:
-        temperature (`float`): Above zero; one is the identity. [`Scaling.fit`] finds its logarithm.
-    """
-
-    def __init__(self, temperature: float = 1.0):
-        self.log_temperature = torch.tensor(temperature, dtype=torch.float64).log()
+    """One temperature T for all attributes: logits / T (Guo et al. 2017, section 4.2). No predicted value changes."""
 
     @property
     def temperature(self) -> float:
-        return self.log_temperature.exp().item()
+        return self.parameters[0].exp().item()
 
-    def _start(self, num_attributes: int, num_values: int) -> list[torch.Tensor]:
-        self.log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
-        return [self.log_temperature]
+    def shapes(self, num_attributes, num_values):
+        return [()]
 
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits (N, K, V) to calibrated logits (N, K, V)."""
-        return logits / self.log_temperature.exp().to(logits)
+    def scaled(self, logits, log_temperature):
+        return logits / log_temperature.exp().to(logits)
 
 
 class AttributeScaling(Scaling):
@@ -73,25 +74,22 @@ class AttributeScaling(Scaling):
 
     Of a binary attribute this is Platt scaling of the log-odds (Platt 1999); of a categorical one a temperature and a
     bias for each value (Guo et al. 2017, section 4.2, vector scaling with one common scale). Scales are above zero, so
-    the ranking of the images by a binary attribute stays. [`Scaling.fit`] finds log scales and biases.
+    the ranking of the images by a binary attribute stays.
     """
-
-    log_scale = bias = None
 
     @property
     def scale(self) -> torch.Tensor:
-        return self.log_scale[:, 0].exp()
+        return self.parameters[0][:, 0].exp()
 
-    def _start(self, num_attributes: int, num_values: int) -> list[torch.Tensor]:
-        self.log_scale = torch.zeros(num_attributes, 1, dtype=torch.float64, requires_grad=True)
-        self.bias = torch.zeros(num_attributes, num_values, dtype=torch.float64, requires_grad=True)
-        return [self.log_scale, self.bias]
+    @property
+    def bias(self) -> torch.Tensor:
+        return self.parameters[1]
 
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits (N, K, V) to calibrated logits (N, K, V). Raises `ValueError` before it is fitted."""
-        if self.log_scale is None:
-            raise ValueError("this AttributeScaling has nothing to apply: call fit(logits, labels) first")
-        return logits * self.log_scale.exp().to(logits) + self.bias.to(logits)
+    def shapes(self, num_attributes, num_values):
+        return [(num_attributes, 1), (num_attributes, num_values)]
+
+    def scaled(self, logits, log_scale, bias):
+        return logits * log_scale.exp().to(logits) + bias.to(logits)
 
 
 def _check(logits: torch.Tensor, labels: torch.Tensor) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from .prediction import LEAST_PROBABILITY, binned_pairs, checked_predictions, one_against_rest
 
+NUM_BINS = 15  # of calibration errors, as in prediction_metrics
 BLOCK = 4_000_000  # weights at once: a bound on memory
 
 
@@ -26,13 +27,12 @@ def bootstrap_intervals(
     num_resamples: int = 200,
     confidence: float = 0.95,
     seed: int = 0,
-    num_bins: int = 15,
 ) -> dict[str, list[float] | None]:
     """
     Bootstrap intervals of overall numbers of [`prediction_metrics`].
 
     Args:
-        probabilities, labels, attributes, num_bins: As for [`prediction_metrics`].
+        probabilities, labels, attributes: As for [`prediction_metrics`].
         num_resamples (`int`): How many times the N images are drawn anew.
         confidence (`float`): Share of the resamples in the interval, in (0, 1).
         seed (`int`): Of the draws.
@@ -44,7 +44,7 @@ def bootstrap_intervals(
         ValueError: as for `prediction_metrics`; a confidence outside (0, 1), or fewer than two resamples.
     """
     probabilities, labels = checked_predictions(probabilities, labels, attributes)
-    numbers = _resampled(probabilities, labels, num_resamples, seed, num_bins)
+    numbers = _resampled(probabilities, labels, num_resamples, seed)
     intervals = {name: _interval(name, values, confidence) for name, values in numbers.items()}
     return {name: interval and [max(0.0, bound) for bound in interval] for name, interval in intervals.items()}
 
@@ -57,7 +57,6 @@ def paired_bootstrap(
     num_resamples: int = 200,
     confidence: float = 0.95,
     seed: int = 0,
-    num_bins: int = 15,
 ) -> dict[str, dict[str, float] | None]:
     """
     Differences of the overall numbers of two models on the same images, with bootstrap intervals.
@@ -74,7 +73,7 @@ def paired_bootstrap(
     """
     first, labels = checked_predictions(first, labels, attributes)
     second, labels = checked_predictions(second, labels, attributes)
-    numbers, others = (_resampled(p, labels, num_resamples, seed, num_bins) for p in (first, second))
+    numbers, others = (_resampled(p, labels, num_resamples, seed) for p in (first, second))
     result = {}
     for name in numbers:
         differences = numbers[name] - others[name]
@@ -84,9 +83,7 @@ def paired_bootstrap(
 
 
 @np.errstate(invalid="ignore")  # 0 / 0 where nothing was drawn
-def weighted_metrics(
-    probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray, num_bins: int = 15
-) -> dict[str, np.ndarray]:
+def weighted_metrics(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """
     "accuracy", "ap", "nll" and "ece" (R,) of [`prediction_metrics`] for weights (R, N) of the images at once.
 
@@ -106,13 +103,13 @@ def weighted_metrics(
                 _average_precision(probabilities[rows, k, v], labels[rows, k] == v, weights[:, rows]) for v in values
             ]
             ap[:, k] = _mean_of_defined(np.stack(of_values, 1))
-    image, bins, _, confidences, came_true = binned_pairs(probabilities, labels, num_bins)
-    gaps = np.bincount(image * num_bins + bins, came_true - confidences, num_images * num_bins)
+    image, bins, _, confidences, came_true = binned_pairs(probabilities, labels, NUM_BINS)
+    gaps = np.bincount(image * NUM_BINS + bins, came_true - confidences, num_images * NUM_BINS)
     return {
         "accuracy": _mean_of_defined(weights @ (right & present) / drawn),
         "ap": _mean_of_defined(ap),
         "nll": _mean_of_defined(weights @ np.where(present, -np.log(likelihood), 0) / drawn),
-        "ece": np.abs(weights @ gaps.reshape(num_images, num_bins)).sum(1) / drawn.sum(1),
+        "ece": np.abs(weights @ gaps.reshape(num_images, NUM_BINS)).sum(1) / drawn.sum(1),
     }
 
 
@@ -127,7 +124,7 @@ def _average_precision(scores: np.ndarray, truth: np.ndarray, weights: np.ndarra
     return np.where(single, np.nan, (precision * hits).sum(1) / np.maximum(positives, 1e-300))
 
 
-def _resampled(probabilities, labels, num_resamples: int, seed: int, num_bins: int) -> dict[str, np.ndarray]:
+def _resampled(probabilities, labels, num_resamples: int, seed: int) -> dict[str, np.ndarray]:
     """Arrays (1 + num_resamples,) of each number: of the images themselves, then of the resamples."""
     if num_resamples < 2:
         raise ValueError(f"num_resamples is {num_resamples}, but an interval needs two resamples or more")
@@ -137,7 +134,7 @@ def _resampled(probabilities, labels, num_resamples: int, seed: int, num_bins: i
         draws[:] = 0  # one image says nothing of others: no number is defined
     weights = np.concatenate([np.ones((1, num_images)), draws])
     blocks = np.array_split(weights, -(-weights.size // BLOCK))
-    numbers = [weighted_metrics(probabilities, labels, block, num_bins) for block in blocks]
+    numbers = [weighted_metrics(probabilities, labels, block) for block in blocks]
     return {name: np.concatenate([each[name] for each in numbers]) for name in numbers[0]}
 
 

@@ -51,7 +51,8 @@ def prediction_metrics(
     for k, num_values in enumerate(value_counts(probabilities, labels)):
         present = labels[:, k] >= 0
         rows.append(_attribute_metrics(probabilities[present, k, :num_values], labels[present, k], num_bins))
-    overall = {name: mean_of_defined([row[name] for row in rows]) for name in METRICS}
+    defined = {name: [row[name] for row in rows if row[name] is not None] for name in METRICS}
+    overall = {name: float(np.mean(numbers)) if numbers else None for name, numbers in defined.items()}
     pairs, values = one_against_rest(probabilities, labels), np.arange(probabilities.shape[2])
     truth, guessed = ((x[..., None] == values)[pairs] for x in (labels, probabilities.argmax(-1)))
     return {
@@ -65,7 +66,11 @@ def prediction_metrics(
 
 
 def reliability_curve(
-    probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15, equal_mass: bool = False, positive: bool = False
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    num_bins: int = 15,
+    equal_mass: bool = False,
+    positive: bool = False,
 ) -> dict[str, np.ndarray]:
     """
     Accuracy against confidence over all pairs of image and attribute.
@@ -130,12 +135,6 @@ def value_counts(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     occurs = (probabilities > 0).any(0)  # (K, V)
     last = occurs.shape[1] - 1 - occurs[:, ::-1].argmax(1)
     return np.maximum(last, labels.max(0, initial=1)) + 1
-
-
-def mean_of_defined(numbers: Sequence[float | None]) -> float | None:
-    """Mean of the numbers that are defined; None where none is."""
-    defined = [number for number in numbers if number is not None]
-    return float(np.mean(defined)) if defined else None
 
 
 def checked_predictions(
