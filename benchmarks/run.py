@@ -24,7 +24,7 @@ from plot import plot
 from tqdm import tqdm
 from workloads import DEVICE, WORKLOADS, Setting
 
-from jem_hf.training.precision import has_native_bfloat16
+from jem_hf.training.devices import has_native_bfloat16
 
 GRID = list(product((1, 4, 16, 64, 256), (32, 64), (16, 32, 64)))  # batch, pixels, width
 OTHERS = [{"batch_size": 1}, {"batch_size": 256}, {"image_size": 64}, {"width": 16}, {"width": 64}]

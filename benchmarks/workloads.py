@@ -20,9 +20,8 @@ from jem_hf import (
 from jem_hf.evaluation.prediction import predict
 from jem_hf.models.image_processing_jem import to_pixels
 from jem_hf.models.sampling_jem import run_chain
-from jem_hf.training.buffer import ReplayBuffer, noise_images
-from jem_hf.training.losses import equilibrium_matching
-from jem_hf.training.negatives import frozen
+from jem_hf.training.negatives import ReplayBuffer, frozen, noise_images
+from jem_hf.training.objectives import equilibrium_matching
 
 try:
     import torchebm_contenders
@@ -236,7 +235,7 @@ def buffer(setting: Setting) -> dict[str, Callable]:
     x = torch.rand(setting.batch_size, 3, setting.image_size, setting.image_size, device=DEVICE) * 2 - 1
 
     def turn(size, path=None):
-        images = noise_images((size, *x.shape[1:]), device=DEVICE, path=path)
+        images = noise_images((size, *x.shape[1:]), torch.Generator(DEVICE), path=path)
         store = ReplayBuffer(images)
 
         def sample_and_push():

@@ -31,7 +31,7 @@ from toy_joint import (
 from jem_hf.metrics.prediction import prediction_metrics
 from jem_hf.models.heads_jem import HEADS, cross_entropy
 from jem_hf.models.sampling_jem import flow_steps, run_chain
-from jem_hf.training.losses import contrastive_divergence, equilibrium_matching
+from jem_hf.training.objectives import contrastive_divergence, equilibrium_matching
 
 MODELS = {name: (name, 2) for name in HEADS} | {"product, mixed": ("product", 1)}  # head and parts of the backbone
 BATCH_SIZE = 256

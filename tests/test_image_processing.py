@@ -9,7 +9,7 @@ from transformers import pipeline
 
 from jem_hf import JemImageProcessor
 from jem_hf.models.image_processing_jem import open_image, read_image
-from jem_hf.training.buffer import dequantise, quantise
+from jem_hf.training.augmentation import dequantise, quantise
 
 
 def test_pixels_are_scaled_to_plus_minus_one_and_back():

@@ -4,7 +4,7 @@ import torch
 
 from jem_hf.models.heads_jem import cross_entropy
 from jem_hf.models.label_distributions_jem import ProductDistribution
-from jem_hf.training.losses import (
+from jem_hf.training.objectives import (
     contrastive_divergence,
     equilibrium_matching,
     nearest_neighbour_entropy,

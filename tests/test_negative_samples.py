@@ -3,8 +3,7 @@ import torch
 
 from jem_hf import JemTrainingArguments
 from jem_hf.models.sampling_jem import flow_steps, run_chain
-from jem_hf.training.arguments import CHAIN_STARTS
-from jem_hf.training.negatives import NUM_FLOW_STEPS, NegativeSampler
+from jem_hf.training.negatives import CHAIN_STARTS, NUM_FLOW_STEPS, NegativeSampler, ReplayBuffer
 
 
 def sampler(model, tmp_path, **kwargs):
@@ -35,10 +34,10 @@ def test_chains_end_in_the_buffer_and_come_back(start, model, data, tmp_path):
 def test_starts(model, data, tmp_path):
     starts = {}
     for name in CHAIN_STARTS:
-        negatives = sampler(model, tmp_path, chain_start=name, restart_probability=0.25, buffer_size=2000)
-        negatives.buffer = negatives._initial_buffer(data)
-        negatives.buffer.images.fill_(255)  # white, unlike noise and data
-        starts[name] = negatives.start(data.repeat(32, 1, 1, 1))
+        negatives = sampler(model, tmp_path, restart_probability=0.25)
+        white = torch.full((2000, *data.shape[1:]), 255, dtype=torch.uint8)  # unlike noise and data
+        negatives.buffer = ReplayBuffer(white)
+        starts[name] = CHAIN_STARTS[name](negatives, data.repeat(32, 1, 1, 1))
     many = data.repeat(32, 1, 1, 1)
     assert torch.equal(starts["data"], many)
     assert starts["noise"].abs().max() <= 1 and abs(starts["noise"].var() - 1 / 3) < 0.01
@@ -50,7 +49,7 @@ def test_starts(model, data, tmp_path):
 
 
 def test_flow_starts_are_short_flows_from_noise(model, data, tmp_path):
-    negatives = sampler(model, tmp_path, chain_start="flow")
+    negatives = sampler(model, tmp_path)
     generator = torch.Generator().manual_seed(0)
     noise = torch.empty_like(data).normal_(generator=generator)
     settings = dict(num_steps=NUM_FLOW_STEPS, step_size=flow_steps(NUM_FLOW_STEPS, model.config.flow_time))
@@ -58,7 +57,7 @@ def test_flow_starts_are_short_flows_from_noise(model, data, tmp_path):
     expected, _ = run_chain(
         "flow", model.label_distribution, noise, free, gibbs_every=1, generator=generator, **settings
     )
-    assert torch.equal(negatives.start(data), expected.clamp(-1, 1))
+    assert torch.equal(CHAIN_STARTS["flow"](negatives, data), expected.clamp(-1, 1))
 
 
 def test_buffer_on_disk_draws_the_same_and_comes_back(model, data, tmp_path):

@@ -3,7 +3,7 @@ import yaml
 from transformers.utils import logging
 
 from jem_hf import JemTrainingArguments
-from jem_hf.training.fields import MODEL_FIELDS, PATHS, SECTIONS, read_yaml
+from jem_hf.training.fields import PATHS, SECTIONS, read_yaml
 from jem_hf.training.recipes import RECIPES, load_recipe, make_trainer, train
 
 
@@ -13,7 +13,7 @@ def test_every_recipe_is_valid(path):
     training = recipe.training | {"bf16": False, "use_cpu": True}
     args = JemTrainingArguments(**training)
     assert args.learning_rate == pytest.approx(recipe.training["learning_rate"])
-    assert set(recipe.model) <= set(MODEL_FIELDS)
+    assert set(recipe.model) <= set(SECTIONS["model"])
 
 
 def test_paper_settings():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from jem_hf.training.buffer import ReplayBuffer, noise_images
+from jem_hf.training.negatives import ReplayBuffer, noise_images
 
 
 def buffer(size, policy):

@@ -27,7 +27,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from jem_hf import JemImageProcessor
 from jem_hf.models.image_processing_jem import to_pixels
 from jem_hf.training.checkpoints import checkpoint_folder
-from jem_hf.training.losses import equilibrium_matching
+from jem_hf.training.objectives import equilibrium_matching
 
 MAX_FILE = 15_000_000  # bytes
 MARGIN = 5.0  # seconds at the end of a run, for what is not measured

@@ -9,7 +9,7 @@ from on_device import make_device_trainer
 from transformers import TrainerCallback
 
 from jem_hf.models.image_processing_jem import to_pixels
-from jem_hf.training.losses import optimal_transport_pairing
+from jem_hf.training.objectives import optimal_transport_pairing
 from jem_hf.training.recipes import Recipe
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))

@@ -1,5 +1,6 @@
-"""`jem-hf models` and `push`."""
+"""`jem-hf models`, `push` and `demo`."""
 
+import os
 import sys
 from contextlib import redirect_stdout
 from typing import Annotated
@@ -7,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..hub.space import push_space
-from ..hub.zoo import list_models, model_info
+from ..hub.zoo import DEFAULT_MODEL, list_models, model_info
 from .shared import Json, Model, app, load_model, print_json
 
 
@@ -50,3 +51,23 @@ def push(
         commit = push_space(network, repo_id, **settings) if space else network.push_to_hub(repo_id, **settings)
     url = commit.pr_url or commit
     print_json({"repo_id": commit.repo_url.repo_id, "commit": commit.oid, "url": url}) if as_json else typer.echo(url)
+
+
+@app.command()
+def demo(
+    model: Model = DEFAULT_MODEL,
+    host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 lets others in.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Port; the first free one from 7860 on.")] = None,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+    as_json: Json = False,
+):
+    """Open a page to make, tag, edit and compare images."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    from ..demo.page import create_page, launch  # gradio takes seconds to import, and may not be there
+
+    with redirect_stdout(sys.stderr):
+        page = create_page(model)
+        where = dict(server_name=host, server_port=port, inbrowser=browser)
+        url = launch(page, **where, quiet=True, prevent_thread_lock=True)[1]
+    print_json({"url": url}) if as_json else typer.echo(f"{url}  (Ctrl+C ends it)")
+    page.block_thread()

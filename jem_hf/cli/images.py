@@ -21,7 +21,6 @@ from .shared import (
     app,
     check_image_file,
     load_model,
-    load_with_processor,
     path,
     print_json,
     say,
@@ -54,22 +53,9 @@ def generate(
     settings = None if sampler_kwargs is None else read_yaml(sampler_kwargs, "--sampler-kwargs")
     if not isinstance(settings, dict | None):
         raise ValueError(f"--sampler-kwargs is a mapping such as '{{step_size: 0.01}}', not {sampler_kwargs!r}")
-    _draw(
-        model,
-        request,
-        output,
-        as_json,
-        num_images=num_images,
-        to=to,
-        num_candidates=candidates,
-        seed=seed,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        free_attributes=free,
-        sampler=sampler,
-        sampler_kwargs=settings,
-        label_sampler=label_sampler,
-    )
+    arguments = dict(to=to, num_images=num_images, num_candidates=candidates, seed=seed, num_inference_steps=steps)
+    arguments |= dict(guidance_scale=guidance, free_attributes=free, label_sampler=label_sampler)
+    _draw(model, request, output, as_json, sampler=sampler, sampler_kwargs=settings, **arguments)
 
 
 @app.command()
@@ -89,20 +75,9 @@ def edit(
 ):
     """Change attributes of an image, or fill in what a mask covers."""
     check_image_file(output)
-    _draw(
-        model,
-        request,
-        output,
-        as_json,
-        num_images=num_images,
-        image=open_image(image),
-        strength=strength,
-        mask=None if mask is None else open_image(mask),
-        guidance_scale=guidance,
-        hold_scale=hold,
-        seed=seed,
-        num_inference_steps=steps,
-    )
+    images = dict(image=open_image(image), mask=None if mask is None else open_image(mask))
+    arguments = dict(num_images=num_images, strength=strength, seed=seed, num_inference_steps=steps)
+    _draw(model, request, output, as_json, guidance_scale=guidance, hold_scale=hold, **images, **arguments)
 
 
 def _draw(model: str, request: str, output: Path, as_json: bool, **arguments) -> None:
@@ -141,7 +116,7 @@ def predict(
     for file in images:
         if not file.is_file():
             raise ValueError(f"there is no image file {str(file)!r}")
-    network, processor = load_with_processor(model)
+    network, processor = load_model(model), JemImageProcessor.from_pretrained(model)
     known = parse_request(given or "", network.config)
     results = []
     try:
@@ -149,7 +124,9 @@ def predict(
             for file, result in zip(files, _predictions(network, pixels.to(network.device), known)):
                 results.append({"image": str(file), **result})
                 if not as_json:
-                    _print_prediction(results[-1])
+                    typer.echo(f"{file}  energy {result['energy']:.2f}")
+                    for name, p in sorted(result["probabilities"].items(), key=lambda item: -item[1]):
+                        typer.echo(f"  {p:6.3f}  {name}")
     finally:
         if as_json and results:
             print_json(results)
@@ -181,9 +158,3 @@ def _predictions(model: JemModel, pixels: torch.Tensor, known: list[int]) -> lis
         {"energy": energy, "probabilities": dict(zip(model.config.label_names, row))}
         for energy, row in zip(energies.tolist(), scores.tolist())
     ]
-
-
-def _print_prediction(result: dict) -> None:
-    typer.echo(f"{result['image']}  energy {result['energy']:.2f}")
-    for name, p in sorted(result["probabilities"].items(), key=lambda item: -item[1]):
-        typer.echo(f"  {p:6.3f}  {name}")

@@ -17,7 +17,6 @@ from transformers.utils import logging
 from typer.core import TyperGroup
 
 from ..hub.zoo import list_models
-from ..models.image_processing_jem import JemImageProcessor
 from ..models.modeling_jem import JemModel
 
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as of programs which that signal ends
@@ -51,14 +50,13 @@ app = typer.Typer(
 )
 
 
-def path(text: str) -> Path:
-    """A path as the command line has it: shells leave `~` as it is in quotes and after an equals sign."""
-    return Path(name_or_path(text))
-
-
 def name_or_path(text: str) -> str:
-    """The name of a model or a dataset, or the path of its folder."""
+    """The name of a model or a dataset, or a path: shells leave `~` as it is in quotes and after an equals sign."""
     return os.path.expanduser(text)
+
+
+def path(text: str) -> Path:
+    return Path(name_or_path(text))
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
@@ -121,10 +119,6 @@ def load_model(name: str) -> JemModel:
         logging.set_verbosity(verbosity)
 
 
-def load_with_processor(name: str) -> tuple[JemModel, JemImageProcessor]:
-    return load_model(name), JemImageProcessor.from_pretrained(name)
-
-
 def say(message: str) -> None:
     typer.echo(message, err=True)
 
@@ -142,15 +136,14 @@ class ProgressBars:
     """A progress bar for each stage, one after the other."""
 
     def __enter__(self):
-        self.stage, self.bar = None, None
+        self.stage, self.bar = None, tqdm(disable=True)
         return self
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage != self.stage:
-            self.__exit__()
+            self.bar.close()
             self.stage, self.bar = stage, tqdm(desc=stage, total=total, disable=not is_first_process())
         self.bar.update(done - self.bar.n)
 
     def __exit__(self, *error):
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()

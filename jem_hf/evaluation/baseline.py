@@ -13,8 +13,7 @@ from ..data.tensors import AttributeTensors
 from ..models.configuration_jem import JemConfig
 from ..models.modeling_jem import JemModel
 from ..training.arguments import JemTrainingArguments
-from ..training.precision import has_native_bfloat16
-from ..training.processes import all_agree, join_processes
+from ..training.devices import all_agree, has_native_bfloat16, join_processes
 from ..training.trainer import JemTrainer
 from .judges import cache_path, no_progress, save_atomically
 

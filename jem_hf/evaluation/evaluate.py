@@ -8,7 +8,7 @@ import torch
 from ..data.tensors import AttributeTensors
 from ..models.modeling_jem import JemModel
 from ..models.requests_jem import format_request
-from ..training.processes import join_processes
+from ..training.devices import join_processes
 from .baseline import load_classifier
 from .generation import Progress, classification_accuracy_score, judge_images
 from .judges import load_feature_network, load_oracle, no_progress

@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from accelerate.utils import reduce
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from ..data.tensors import AttributeTensors
@@ -13,7 +14,7 @@ from ..metrics.distances import frechet_distance, kernel_distance, mean_pairwise
 from ..metrics.prediction import prediction_metrics, request_metrics
 from ..models.image_processing_jem import to_pixels
 from ..models.modeling_jem import JemModel
-from ..training.processes import join_processes, share_rows, unite_rows
+from ..training.devices import join_processes
 from .judges import FeatureNetwork, Oracle, load_oracle, no_progress
 from .requests import matching_rows
 
@@ -33,14 +34,14 @@ def draw(
 
     Processes share the batches, each with noise of its own, and all get all images.
     """
-    config = model.config
-    generator = torch.Generator(model.device).manual_seed(seed + join_processes().process_index)
+    config, process = model.config, join_processes()
+    generator = torch.Generator(model.device).manual_seed(seed + process.process_index)
     images = torch.zeros(len(requests), config.num_channels, config.image_size, config.image_size, device=model.device)
-    mine = share_rows(requests, batch_size)
+    mine = torch.arange(len(requests)).split(batch_size)[process.process_index :: process.num_processes]
     for done, rows in enumerate(mine, 1):
         images[rows] = model.generate(requests[rows], generator=generator)[0].clamp(-1, 1)
         progress(done * len(requests) // len(mine), len(requests))
-    return unite_rows(images).cpu()
+    return reduce(images, "sum").cpu()
 
 
 def judge_requests(

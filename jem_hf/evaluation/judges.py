@@ -25,7 +25,7 @@ from transformers.utils import logging
 from ..data.tensors import AttributeTensors
 from ..models.image_processing_jem import to_pixels
 from ..training.augmentation import augment, random_shift
-from ..training.precision import has_native_bfloat16
+from ..training.devices import has_native_bfloat16
 
 logger = logging.get_logger(__name__)
 

@@ -9,7 +9,7 @@ import torch
 
 from ..models.image_samplers_jem import LogDensity, hmc
 from ..models.modeling_jem import JemModel
-from ..training.buffer import dequantise
+from ..training.augmentation import dequantise
 from .judges import no_progress
 
 AnnealingCallback = Callable[[float, torch.Tensor], None]

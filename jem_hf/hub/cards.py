@@ -104,11 +104,9 @@ def write_card(
         caption=caption.strip(),
         task=TASK,
         path=path,
-        example=requests[0] or _example(config),
+        example=requests[0] or config.label_names[0],
         attributes_with_values=[f"{a} ({', '.join(values[a])})" if a in values else a for a in config.attributes],
         data=data.strip(),
-        recipe=recipe,
-        dataset=dataset,
         base_model_name=base_model,
         cost=cost.strip(),
         versions=", ".join([f"jem_hf {__version__}", *(f"{package} {version(package)}" for package in PACKAGES)]),
@@ -133,12 +131,6 @@ def without_folders(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
 
 
-def _example(config: JemConfig) -> str:
-    """A request for the first attribute."""
-    name = config.attributes[0]
-    return f"{name}={config.values(name)[0]}" if name in config.attribute_values else name
-
-
 def _hand_written(path: Path) -> str:
     """The part of an existing card between the markers, with them; empty in a new one."""
     text = path.read_text() if path.is_file() else ""
@@ -151,18 +143,16 @@ def _eval_results(report: dict, dataset: str, dataset_name: str | None) -> list[
     results = []
     for (section, key), (task, title) in TITLES.items():
         value = report.get(section, {}).get(key)
-        if isinstance(value, dict):
-            value = value["agreement"]
+        value = value["agreement"] if isinstance(value, dict) else value
         if value is not None and not isnan(value):
-            results.append(
-                EvalResult(
-                    task_type=task,
-                    dataset_type=dataset,
-                    dataset_name=dataset_name or dataset,
-                    dataset_split="test" if "baselines" in report else None,
-                    metric_type=key,
-                    metric_name=title,
-                    metric_value=round(value, 4),
-                )
+            result = EvalResult(
+                task_type=task,
+                dataset_type=dataset,
+                dataset_name=dataset_name or dataset,
+                dataset_split="test" if "baselines" in report else None,
+                metric_type=key,
+                metric_name=title,
+                metric_value=round(value, 4),
             )
+            results.append(result)
     return results

@@ -35,8 +35,8 @@ def write_space(model: JemModel, folder: str | Path, title: str) -> None:
     shutil.copyfile(package / "demo" / "page.py", folder / "app.py")
     needed = [line for line in requires("jem_hf") if re.match(rf"({PACKAGES})\b(?!.*extra ==)", line)]
     (folder / "requirements.txt").write_text("\n".join(needed) + "\n")
-    documented = (folder / "model" / "README.md").is_file()
-    declared = ModelCard.load(folder / "model" / "README.md").data.to_dict() if documented else {}
+    path = folder / "model" / "README.md"
+    declared = ModelCard.load(path).data.to_dict() if path.is_file() else {}
     card = SpaceCardData(
         title=title,
         sdk="gradio",
@@ -67,16 +67,10 @@ def push_space(
         repo_id: `"user/name"` of the Space, or a name in your own namespace; made where there is none.
     """
     api = HfApi(token=token)
-    repo = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+    repo_id = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True).repo_id
     if revision is not None:
-        api.create_branch(repo.repo_id, repo_type="space", branch=revision, exist_ok=True)
+        api.create_branch(repo_id, repo_type="space", branch=revision, exist_ok=True)
+    settings = dict(revision=revision, create_pr=create_pr, commit_message=commit_message or "Upload the page")
     with TemporaryDirectory() as folder:
-        write_space(model, folder, repo.repo_id.split("/")[-1])
-        return api.upload_folder(
-            repo_id=repo.repo_id,
-            repo_type="space",
-            folder_path=folder,
-            commit_message=commit_message or "Upload the page",
-            revision=revision,
-            create_pr=create_pr,
-        )
+        write_space(model, folder, repo_id.split("/")[-1])
+        return api.upload_folder(repo_id=repo_id, repo_type="space", folder_path=folder, **settings)

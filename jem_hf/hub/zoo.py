@@ -11,8 +11,9 @@ from huggingface_hub import ModelCard
 from ..models.hub_jem import OnHub, file_hash
 from .cards import write_draft
 
-_HERE = Path(__file__).resolve().parents[1]
-CARDS = next((path for path in (_HERE / "model_cards", _HERE.parent / "model_cards") if path.is_dir()), None)
+CARDS = Path(__file__).resolve().parents[1] / "model_cards"
+if not CARDS.is_dir():  # not installed, but used where it is developed
+    CARDS = CARDS.parents[1] / "model_cards"
 DEFAULT_MODEL = "jem-avatars"
 WEIGHTS = "model.safetensors"
 LISTS = {"attributes": str, "tags": str, "files": dict}  # what a card may list
@@ -30,6 +31,12 @@ class ZooModel:
     def is_trained(self) -> bool:
         """Whether there are weights, here or at the card's Hub repo."""
         return (self.folder / WEIGHTS).is_file() or (bool(self.card.get("repo_id")) and WEIGHTS in self.files)
+
+    @property
+    def keywords(self) -> list[str]:
+        """What it can be found by beside its name."""
+        declared = [self.card.get(key) for key in ("dataset", "recipe", "license", "pipeline_tag")]
+        return declared + self.card.get("tags", []) + self.card.get("attributes", [])
 
     @property
     def files(self) -> dict[str, dict]:
@@ -54,25 +61,17 @@ def list_models(filter: str | list[str] | None = None) -> list[str]:
         filter: what they must be: a name or pattern such as `"jem-*"`, a tag, an attribute, or the dataset, recipe or
             licence of the card; of a list all.
     """
-    names = sorted(path.parent.name for path in CARDS.glob("*/README.md")) if CARDS else []
-    filters = [filter] if isinstance(filter, str) else filter or []
-    return [name for name in names if all(_matches(name, each) for each in filters)]
-
-
-def _matches(name: str, filter: str) -> bool:
-    if fnmatch(name, filter):
-        return True
-    card = model_info(name).card
-    declared = [card.get(key) for key in ("dataset", "recipe", "license", "pipeline_tag")]
-    return filter in declared + card.get("tags", []) + card.get("attributes", [])
+    names = sorted(path.parent.name for path in CARDS.glob("*/README.md"))
+    for each in [filter] if isinstance(filter, str) else filter or []:
+        names = [name for name in names if fnmatch(name, each) or each in model_info(name).keywords]
+    return names
 
 
 def model_info(name: str) -> ZooModel:
     """What the zoo knows of a model. Raises `ValueError` where there is none of that name, or its card is broken."""
     if name not in list_models():
         raise ValueError(f"the zoo has no model {name!r}; it has {', '.join(list_models()) or 'none'}")
-    folder = CARDS / name
-    return ZooModel(name, folder, _read_card(folder / "README.md"))
+    return ZooModel(name, CARDS / name, _read_card(CARDS / name / "README.md"))
 
 
 def _read_card(path: Path) -> dict:
@@ -116,10 +115,11 @@ def resolve(name_or_path: str | os.PathLike, files=(WEIGHTS,), kwargs: dict | No
         model.check(*files)
         return str(model.folder), kwargs, {}
     if model.is_trained:
-        revision = kwargs.get("revision")  # of another than the card's nothing is known
+        if kwargs.get("revision"):  # of another than the card's nothing is known
+            return model.card["repo_id"], kwargs, {}
         # the weights alone: an upload writes into config.json where the code is
-        declared = {} if revision else {WEIGHTS: model.files[WEIGHTS]["sha256"]}
-        return model.card["repo_id"], {**kwargs, "revision": revision or model.card.get("revision")}, declared
+        declared = {WEIGHTS: model.files[WEIGHTS]["sha256"]}
+        return model.card["repo_id"], {**kwargs, "revision": model.card.get("revision")}, declared
     recipe = model.card.get("recipe", name)
     raise ValueError(
         f"{name!r} is declared in the zoo but has no weights yet: train it with jem-hf train {recipe}, "

@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from .buffer import POLICIES
-from .negatives import CHAIN_STARTS
+from .devices import has_native_bfloat16
+from .negatives import CHAIN_STARTS, POLICIES
 from .objectives import OBJECTIVES
-from .precision import has_native_bfloat16
 
 ERRORS = ("loss", "nll", "brier", "ece")  # beginnings of the names of metrics of which less is better
 
@@ -31,9 +30,7 @@ class JemTrainingArguments(TrainingArguments):
     )
     chain_free_steps: int = _arg(0, "the first so many steps use the warm-up, whatever the objective")
     cross_entropy_weight: float = _arg(0.3, "warm-up: weight of -log p(y_k|x)")
-    cross_entropy_shift: int = _arg(
-        0, "warm-up: pixels by which images of that term are moved at most; less overfitting"
-    )
+    cross_entropy_shift: int = _arg(0, "warm-up: pixels by which that term's images move at most; less overfitting")
     decay_start: float = _arg(0.8, "warm-up: time from which the target gradient falls to zero")
 
     cd_weight: float = _arg(1.0, "joint_cd: weight of the contrastive divergence and its extra terms")
@@ -55,26 +52,18 @@ class JemTrainingArguments(TrainingArguments):
     buffer_flip: bool = _arg(True, "mirror half of the samples before their chains go on")
     buffer_blur: bool = _arg(True, "blur half of the samples before their chains go on")
 
-    teacher: str = _arg(
-        "", "trained model (zoo name, Hub id or folder) that gives images the labels that they lack, see Teacher"
-    )
+    teacher: str = _arg("", "trained model (zoo name, Hub id or folder) that gives missing labels, see Teacher")
     horizontal_flip: bool = _arg(True, "mirror half of the training images")
     ema_decay: float = _arg(0.999, "decay of the moving average of the weights, which is what is saved")
-    muon: bool = _arg(
-        True, "timm's Muon for the backbone's matrices and convolutions, AdamW for the rest; false: optim"
-    )
+    muon: bool = _arg(True, "Muon for the backbone's matrices and convolutions, AdamW for the rest; false: optim")
     lr_drop_step: int = _arg(0, "step from which the learning rate is multiplied by lr_drop_factor; 0: never")
     lr_drop_factor: float = _arg(0.3, "see lr_drop_step")
     max_minutes: float = _arg(0.0, "stop and save after so many minutes; 0: no limit")
-    guard_steps: int = _arg(
-        50, "steps between good states to which training goes back when it diverges, see Guard; 0: no guard"
-    )
+    guard_steps: int = _arg(50, "steps between good states that divergence goes back to, see Guard; 0: no guard")
     guard_alarms: int = _arg(10, "alarms that are borne; the next one ends training")
     guard_factor: float = _arg(0.5, "by which learning_rate or chain_step_size is multiplied at an alarm")
     guard_energy_gap: float = _arg(100.0, "alarm: energy of samples less that of data, either way, in nats")
-    guard_gradient: float = _arg(
-        100.0, "alarm: gradient norm over its median of the last 100 steps, if over max_grad_norm as the loss rises"
-    )
+    guard_gradient: float = _arg(100.0, "alarm: gradient norm over its median while the loss rises, see Guard")
     guard_saturated: float = _arg(0.95, "alarm: share of the samples' pixels that are black or white")
     guard_motion: float = _arg(1e-4, "alarm: mean way of a sample's pixel, and difference of samples, in [-1, 1]")
     sample_grid: int = _arg(32, "images in the grid that every evaluation writes; 0: none")
@@ -111,10 +100,6 @@ class JemTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"buffer_size {self.buffer_size} is below the batch size {self.per_device_train_batch_size}: raise it"
             )
-
-    def objective_at(self, step: int) -> str:
-        """The objective of an optimiser step, counted from 0."""
-        return "warmup" if step < self.chain_free_steps else self.objective
 
     def chain(self) -> dict:
         """Arguments of [`run_chain`](../models/sampling_jem.py) that draw the samples of contrastive divergence."""

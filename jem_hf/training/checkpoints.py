@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 RUN_STATE_NAME = "progress.json"
+PARTIAL = ".partial"  # ends the names of folders that are written or deleted, which are no checkpoints
 
 
 def new_run_id() -> str:
@@ -46,26 +47,12 @@ def run_of(checkpoint: str | Path) -> str:
     return read_run_state(checkpoint).get("run", "")
 
 
-def set_aside(folder: Path) -> None:
-    """Rename a checkpoint of another run, in whose place one of this run comes."""
-    aside = folder.with_name(f"{folder.name}.{run_of(folder) or new_run_id()}")
-    folder.rename(aside)
-    logger.warning(f"{folder} was written by another run: it is {aside.name} now")
-
-
-def is_partial(folder: Path) -> bool:
-    """Whether it is written to by way of [`whole_folder`]."""
-    return folder.suffix == ".partial"
-
-
 @contextlib.contextmanager
 def whole_folder(
     folder: Path, is_writer: bool = True, wait_for_all: Callable[[], None] = lambda: None
 ) -> Iterator[Path]:
     """
     Give a folder to write to, which becomes `folder` in one step when all is written, and vanishes on an error.
-
-    Its name is one that `get_last_checkpoint` does not take for a checkpoint's.
 
     Args:
         is_writer (`bool`, *optional*, defaults to `True`):
@@ -75,7 +62,7 @@ def whole_folder(
     Raises:
         OSError: the files cannot be written, as on a full disk.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = folder.with_name(f".{folder.name}{PARTIAL}")
     try:
         with _clear_disk_errors(folder):
             if is_writer:
@@ -85,11 +72,11 @@ def whole_folder(
             yield partial
             wait_for_all()
             if is_writer:
-                _synchronise(partial)
+                _synchronise(*partial.rglob("*"), partial)
                 if folder.exists():
                     remove_folder(folder)
                 partial.rename(folder)
-                _fsync(folder.parent)
+                _synchronise(folder.parent)
     finally:
         if is_writer:
             shutil.rmtree(partial, ignore_errors=True)
@@ -106,12 +93,13 @@ def replaced_files(folder: Path) -> Iterator[Path]:
     """
     with _clear_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", suffix=".partial", dir=folder) as partial:
-            yield Path(partial)
-            _synchronise(Path(partial))
-            for path in Path(partial).iterdir():
+        with tempfile.TemporaryDirectory(prefix=".", suffix=PARTIAL, dir=folder) as name:
+            partial = Path(name)
+            yield partial
+            _synchronise(*partial.iterdir())
+            for path in partial.iterdir():
                 path.replace(folder / path.name)
-        _fsync(folder)
+        _synchronise(folder)
 
 
 @contextlib.contextmanager
@@ -129,7 +117,7 @@ def _clear_disk_errors(folder):
 
 def remove_folder(folder: Path) -> None:
     """Delete a checkpoint; one that is half deleted does not look like one either."""
-    partial = folder.with_name(f".{folder.name}.old.partial")
+    partial = folder.with_name(f".{folder.name}.old{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     folder.rename(partial)
     shutil.rmtree(partial, ignore_errors=True)
@@ -137,7 +125,7 @@ def remove_folder(folder: Path) -> None:
 
 def remove_partial_folders(output_dir: str | Path) -> None:
     """Delete what a run that was killed while it wrote or deleted a checkpoint has left."""
-    for partial in Path(output_dir).glob(f".{PREFIX_CHECKPOINT_DIR}-*.partial"):
+    for partial in Path(output_dir).glob(f".{PREFIX_CHECKPOINT_DIR}-*{PARTIAL}"):
         logger.warning(f"removed {partial}, a checkpoint that was never completed")
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -151,17 +139,11 @@ def rotate(checkpoints: list[Path], limit: int | None, best: str | None) -> None
             excess -= 1
 
 
-def _synchronise(folder: Path) -> None:
-    """Wait until a folder and all in it are on the disk."""
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            _fsync(Path(parent, name))
-        _fsync(Path(parent))
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _synchronise(*paths: Path) -> None:
+    """Wait until files and folders are on the disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,60 +1,58 @@
 """The fields of a recipe: which there are, of what type, and how YAML becomes their values."""
 
-import dataclasses
 import os
 import re
+from dataclasses import fields
+from inspect import Parameter, signature
 from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from ..data.avatars import load_avatars
+from ..data.layouts import load_ut_zap50k
+from ..data.loading import load_attribute_dataset
+from ..data.tensors import AttributeStream
+from ..hub.cards import write_card
 from ..models.configuration_jem import JemConfig
+from ..models.values_jem import nearest_name
 from .arguments import JemTrainingArguments
 
-DATASET_FIELDS = {
-    "name_or_path": str,
-    "attributes": list[str] | None,
-    "values": dict[str, list] | None,
-    "min_frequency": float,
-    "max_frequency": float,
-    "novel": list[dict] | str | None,
-    "split": dict | None,
-    "split_file": str | None,
-    "image_column": str | None,
-    "streaming": bool,
-    "shuffle_buffer": int,
-    "on_error": str,
-    "cache_dir": str | None,
-    "binarised": bool,
-    "num_train": int,
-    "num_test": int,
-    "num_novel": int,
-}
-PROCESSOR_FIELDS = {
-    "size": int | dict[str, int],
-    "crop_size": int | dict[str, int],
-    "resample": int,
-    "do_center_crop": bool,
-}
-MODEL_FIELDS = {
-    name: kind
-    for name, kind in JemConfig.__annotations__.items()
-    if not name.startswith("attribute") and name not in ("model_type", "novel_combinations")
-}
+
+def _types(function, names: str = "") -> dict:
+    """Parameters of a function and their types; by default all that have one."""
+    types = {name: each.annotation for name, each in signature(function).parameters.items()}
+    return {name: types[name] for name in names.split() or types if types[name] is not Parameter.empty}
+
+
 _TRAINING_TYPES = get_type_hints(JemTrainingArguments)
-_CARD_TEXTS = "name repo_id revision dataset dataset_name evaluation license license_name license_link data limits"
 SECTIONS = {
-    "dataset": DATASET_FIELDS,
-    "image_processor": PROCESSOR_FIELDS,
-    "model": {**MODEL_FIELDS, "from_pretrained": str},
-    "training": {each.name: _TRAINING_TYPES[each.name] for each in dataclasses.fields(JemTrainingArguments)},
-    "card": {name: str | None for name in _CARD_TEXTS.split()} | {"requests": list[str]},
+    "dataset": {
+        **_types(load_attribute_dataset),
+        **_types(AttributeStream, "shuffle_buffer on_error"),
+        **_types(load_ut_zap50k, "binarised"),
+        **_types(load_avatars, "num_train num_test num_novel"),
+    },
+    "image_processor": dict.fromkeys(("size", "crop_size"), int | dict[str, int])
+    | {"resample": int, "do_center_crop": bool},
+    "model": {
+        "from_pretrained": str,
+        **{
+            name: kind
+            for name, kind in JemConfig.__annotations__.items()
+            if not name.startswith("attribute") and name not in ("model_type", "novel_combinations")
+        },
+    },
+    "training": {each.name: _TRAINING_TYPES[each.name] for each in fields(JemTrainingArguments)},
+    "card": _types(
+        write_card,
+        "name repo_id revision dataset dataset_name evaluation license license_name license_link data limits requests",
+    ),
 }
 PATHS = (
-    *("name_or_path", "split_file", "cache_dir", "from_pretrained", "teacher"),
-    *("output_dir", "logging_dir", "resume_from_checkpoint"),
-)
+    "name_or_path split_file cache_dir from_pretrained teacher output_dir logging_dir resume_from_checkpoint"
+).split()
 
 
 class CoreLoader(yaml.SafeLoader):
@@ -83,15 +81,26 @@ PYYAML_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, T
 def read_yaml(text: str | bytes, source: str) -> Any:
     """What YAML 1.2 says. Raises `ValueError` that names the source of a text that is none."""
     try:
-        return yaml.load(text, CoreLoader)
+        return CoreLoader(text).get_single_data()
     except (yaml.YAMLError, *PYYAML_ERRORS) as error:
         raise ValueError(f"{source} is not YAML: {error}") from error
 
 
-def field_value(name: str, text: str, kind: Any) -> Any:
+def section_of(name: str) -> str:
+    """The section of a recipe that has a field. Raises `ValueError` for a name that none has."""
+    for section, types in SECTIONS.items():
+        if name in types:
+            return section
+    raise ValueError(
+        f"unknown field {name!r}{nearest_name(name, [name for types in SECTIONS.values() for name in types])}"
+    )
+
+
+def field_value(section: str, name: str, text: str) -> Any:
     """The value of a field that was given as text: text as it is where the field takes nothing else, else YAML."""
-    is_text = set(get_args(kind) or [kind]) <= {str, NoneType}
-    return text if is_text and text != "null" else read_yaml(text, f"--{name}")
+    kind = SECTIONS[section][name]
+    is_text = set(get_args(kind) or [kind]) <= {str, os.PathLike, NoneType}
+    return expand_home(name, text if is_text and text != "null" else read_yaml(text, f"--{name}"))
 
 
 def expand_home(name: str, value: Any) -> Any:
@@ -99,13 +108,12 @@ def expand_home(name: str, value: Any) -> Any:
     return os.path.expanduser(value) if name in PATHS and isinstance(value, str) else value
 
 
-def check_types(section: str, fields: dict) -> None:
+def check_types(section: str, values: dict) -> None:
     """Raise `ValueError` for a field of the wrong type: `TrainingArguments` itself takes anything."""
-    kinds = SECTIONS[section]
-    for name, value in fields.items():
-        if not is_of_type(value, kinds[name]):
-            kind = getattr(kinds[name], "__name__", None) if not get_args(kinds[name]) else kinds[name]
-            raise ValueError(f"{name} is of type {kind}, not {value!r}")
+    for name, value in values.items():
+        kind = SECTIONS[section][name]
+        if not is_of_type(value, kind):
+            raise ValueError(f"{name} is of type {kind if get_args(kind) else kind.__name__}, not {value!r}")
 
 
 def is_of_type(value: Any, kind: Any) -> bool:
@@ -116,8 +124,7 @@ def is_of_type(value: Any, kind: Any) -> bool:
     if outer in (int, float):
         number = isinstance(value, int | outer) and not isinstance(value, bool)
         return number and (isinstance(value, int) or isfinite(value))
-    if outer is list and inner and isinstance(value, list):
-        return all(is_of_type(each, inner[0]) for each in value)
-    if outer is dict and inner and isinstance(value, dict):
-        return all(is_of_type(each, inner[1]) for each in value.values())
-    return outer is Any or not isinstance(outer, type) or isinstance(value, outer)
+    if outer is Any or not isinstance(outer, type):
+        return True
+    members = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, outer) and (not inner or all(is_of_type(each, inner[-1]) for each in members))

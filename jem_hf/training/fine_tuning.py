@@ -8,9 +8,10 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import default_data_collator
 
 from ..data.tensors import AttributeTensors
-from ..models.configuration_jem import BINARY, JemConfig
+from ..models.configuration_jem import JemConfig
 from ..models.image_processing_jem import to_pixels
 from ..models.modeling_jem import JemModel
+from ..models.values_jem import BINARY
 
 
 def unite_attributes(splits: dict, values: dict, config: JemConfig) -> tuple[dict, dict]:
@@ -23,8 +24,7 @@ def unite_attributes(splits: dict, values: dict, config: JemConfig) -> tuple[dic
         config: of the model.
 
     Returns:
-        The splits, and the values of all attributes that are not binary: those of the data, then those that the model
-        alone has.
+        The splits, and the values of all attributes that are not binary, those of the data first.
 
     Raises:
         ValueError: a stream, or an attribute that is binary in the data or in the model alone.
@@ -39,27 +39,22 @@ def unite_attributes(splits: dict, values: dict, config: JemConfig) -> tuple[dic
                 "in the model: rename the values of the data, or the attribute"
             )
     attributes = list(dict.fromkeys([*config.attributes, *names]))
-    united = {
-        name: list(dict.fromkeys([*values.get(name, ()), *config.attribute_values.get(name, ())]))
-        for name in attributes
-        if name in values or name in config.attribute_values
-    }
-    columns = [attributes.index(name) for name in names]
-    encoded = {}
+    columns, encoded = [attributes.index(name) for name in names], {}
     for split, rows in splits.items():
         labels = torch.full((len(rows), len(attributes)), -1)
         labels[:, columns] = rows.labels
         encoded[split] = AttributeTensors(rows.images, labels, attributes)
+    united = {**config.attribute_values, **values}
+    for name in set(values) & set(config.attribute_values):
+        united[name] = list(dict.fromkeys([*values[name], *config.attribute_values[name]]))
     return encoded, united
 
 
 def load_resized(name_or_path: str, train: AttributeTensors, values: dict, novel: list[dict], **settings) -> JemModel:
     """
-    A trained model with the attributes of data.
+    A trained model with the attributes of data, `values` being those of the attributes that are not binary.
 
     Args:
-        train: the training split.
-        values: of the attributes that are not binary.
         novel: combinations that are not in the training split. Those of the model stay where the data has no labels
             that could show them.
         settings: fields of the config to set, such as `guidance_scale`.

@@ -44,15 +44,10 @@ class Snapshot:
 
     def __init__(self, trainer: Trainer):
         self.step = trainer.state.global_step
-        self.weights = copy.deepcopy(trainer.model.state_dict())
-        self.average = copy.deepcopy(trainer.ema.state_dict())
+        self.weights, self.average = copy.deepcopy((trainer.model.state_dict(), trainer.ema.state_dict()))
         self.optimizer = copy.deepcopy(trainer.optimizer.state_dict()["state"])
         self.generator = trainer.generator.get_state()
-        self.buffer = trainer.negatives.buffer
-        self.overwritten = []
-        self._watch_buffer()
-
-    def _watch_buffer(self):
+        self.buffer, self.overwritten = trainer.negatives.buffer, []
         if self.buffer is not None:
             self.buffer.overwritten = self.overwritten
 
@@ -66,8 +61,8 @@ class Snapshot:
         if self.buffer is not None:
             for snapshot in [*reversed(later), self]:
                 self.buffer.undo(snapshot.overwritten)
+            self.buffer.overwritten = self.overwritten
         self.overwritten.clear()
-        self._watch_buffer()
 
 
 class Guard(TrainerCallback):
@@ -93,11 +88,11 @@ saturated pixels are halfway to their alarm |
     """
 
     def __init__(self, trainer: Trainer):
-        self.trainer = trainer
-        self.alarms, self.chain_step_factor = [], 1.0
-        self.first_chain_step_size = trainer.args.chain_step_size
-        self.gradient_norms, self.losses, self.num_dead = deque(maxlen=HISTORY), deque(maxlen=HISTORY), 0
+        self.trainer, self.first_chain_step_size = trainer, trainer.args.chain_step_size
         self.snapshots = deque(maxlen=2)
+        self.load_state_dict(
+            {"alarms": [], "chain_step_factor": 1.0, "gradient_norms": [], "losses": [], "num_dead": 0}
+        )
 
     def state_dict(self) -> dict:
         """What must outlive the process, as JSON."""
@@ -115,11 +110,10 @@ saturated pixels are halfway to their alarm |
         self.losses = deque(state["losses"], maxlen=HISTORY)
         self._set_chain_step(state["chain_step_factor"])
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        self.snapshots = deque([Snapshot(self.trainer)], maxlen=2)
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_train_begin(self, *args, **kwargs) -> None:
         self.snapshots = deque([Snapshot(self.trainer)], maxlen=2)  # all that a resumed run can go back to
+
+    on_save = on_train_begin
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         step, readings = state.global_step, self._readings(state.global_step)
@@ -139,14 +133,14 @@ saturated pixels are halfway to their alarm |
         if step == args.chain_free_steps + 1:  # another loss, other gradients
             self._forget_history()
         loss, norm, largest = abs(values["loss"]), values["gradient_norm"], sys.float_info.max
-        readings = [Reading("loss", loss, largest, largest)]
-        is_known = len(self.gradient_norms) >= MIN_HISTORY
-        high = min(args.guard_gradient * median(self.gradient_norms), largest) if is_known else largest
-        has_risen = is_known and loss > 2 * median(self.losses)
-        limit = max(high, args.max_grad_norm or 0.0) if has_risen else largest
-        readings.append(Reading("gradient norm", norm, limit, high / 10))
+        high = limit = largest
+        if len(self.gradient_norms) >= MIN_HISTORY:
+            high = min(args.guard_gradient * median(self.gradient_norms), largest)
+            if loss > 2 * median(self.losses):
+                limit = max(high, args.max_grad_norm or 0.0)
         self.gradient_norms.append(norm)
         self.losses.append(loss)
+        readings = [Reading("loss", loss, largest, largest), Reading("gradient norm", norm, limit, high / 10)]
         if "energy_gap" not in values:
             return readings
         saturated, limit = values["saturated"], args.guard_saturated
@@ -158,12 +152,12 @@ saturated pixels are halfway to their alarm |
         self.num_dead = self.num_dead + 1 if is_dead else 0
         return [*readings, Reading("steps with dead chains", self.num_dead, PATIENCE, 0)]
 
-    def _forget_history(self) -> None:
+    def _forget_history(self):
         self.gradient_norms.clear()
         self.losses.clear()
 
     def _roll_back(self, step: int, alarm: Reading) -> None:
-        trainer, args = self.trainer, self.trainer.args
+        trainer, factor = self.trainer, self.trainer.args.guard_factor
         good, *later = self.snapshots
         good.restore(trainer, later)
         self.snapshots = deque([good], maxlen=2)
@@ -172,43 +166,32 @@ saturated pixels are halfway to their alarm |
         trainer.forget_log()
         self.alarms.append(alarm.name)
         if alarm.lowered == "chain_step_size":
-            self._set_chain_step(self.chain_step_factor * args.guard_factor)
+            self._set_chain_step(self.chain_step_factor * factor)
         else:
-            self._lower_learning_rate(args.guard_factor)
-        self._record(step, alarm, good.step)
-        if len(self.alarms) > args.guard_alarms:
-            raise DivergenceError(self._diagnosis(step, alarm))
+            for group in trainer.optimizer.param_groups:
+                group["lr"] *= factor
+            if hasattr(trainer.lr_scheduler, "base_lrs"):
+                trainer.lr_scheduler.base_lrs = [factor * rate for rate in trainer.lr_scheduler.base_lrs]
+        now = {
+            "learning_rate": trainer.optimizer.param_groups[0]["lr"],
+            "chain_step_size": trainer.args.chain_step_size,
+        }
+        path = Path(trainer.args.output_dir, "guard.jsonl")
+        if trainer.is_world_process_zero():
+            logger.warning(f"training diverges at step {step}: {alarm}; back to step {good.step}, {now}")
+            value = alarm.value if math.isfinite(alarm.value) else str(alarm.value)
+            line = {"step": step, **asdict(alarm), "value": value, "back_to_step": good.step, **now}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        if len(self.alarms) > trainer.args.guard_alarms:
+            counts = ", ".join(f"{name} {count} times" for name, count in Counter(self.alarms).most_common())
+            raise DivergenceError(
+                f"training diverges: {len(self.alarms)} alarms ({counts}), the last at step {step} ({alarm}), though "
+                f"the guard came down to {now}. Start with a smaller {alarm.lowered}, more chain_steps or an "
+                f"energy_penalty; {path} has every alarm"
+            )
 
-    def _lower_learning_rate(self, factor: float) -> None:
-        for group in self.trainer.optimizer.param_groups:
-            group["lr"] *= factor
-        scheduler = self.trainer.lr_scheduler
-        if hasattr(scheduler, "base_lrs"):
-            scheduler.base_lrs = [factor * rate for rate in scheduler.base_lrs]
-
-    def _set_chain_step(self, factor: float) -> None:
+    def _set_chain_step(self, factor):
         self.chain_step_factor = factor
         self.trainer.args.chain_step_size = factor * self.first_chain_step_size
-
-    def _record(self, step: int, alarm: Reading, good_step: int) -> None:
-        if not self.trainer.is_world_process_zero():
-            return
-        logger.warning(f"training diverges at step {step}: {alarm}; back to step {good_step}, {self._now()}")
-        value = alarm.value if math.isfinite(alarm.value) else str(alarm.value)
-        line = {"step": step, **asdict(alarm), "value": value, "back_to_step": good_step, **self._now()}
-        folder = Path(self.trainer.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "guard.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def _now(self) -> dict:
-        rate = self.trainer.optimizer.param_groups[0]["lr"]
-        return {"learning_rate": rate, "chain_step_size": self.trainer.args.chain_step_size}
-
-    def _diagnosis(self, step: int, alarm: Reading) -> str:
-        counts = ", ".join(f"{name} {count} times" for name, count in Counter(self.alarms).most_common())
-        return (
-            f"training diverges: {len(self.alarms)} alarms ({counts}), the last at step {step} ({alarm}), though the "
-            f"guard came down to {self._now()}. Start with a smaller {alarm.lowered}, more chain_steps or an "
-            f"energy_penalty; {Path(self.trainer.args.output_dir, 'guard.jsonl')} has every alarm"
-        )

@@ -1,6 +1,7 @@
-"""Negative samples of contrastive divergence: where their chains start, and how far they go."""
+"""Negative samples of contrastive divergence: where chains start, how far they go, and the buffer where they wait."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 
@@ -9,9 +10,9 @@ from transformers import TrainingArguments
 
 from ..models.modeling_jem import JemModel
 from ..models.sampling_jem import flow_steps, initial_noise, run_chain
-from .augmentation import augment
-from .buffer import ReplayBuffer, map_images, noise_images
+from .augmentation import augment, dequantise, quantise
 
+POLICIES = ("fifo", "reservoir")
 NUM_FLOW_STEPS = 8  # of a start by gradient flow: a rough sample, which the chain refines
 NUM_NEIGHBOURS = 100  # images of the buffer in which the entropy looks for the nearest, as in Du et al. 2021
 
@@ -54,38 +55,30 @@ class NegativeSampler:
             Images (B, C, H, W) and labels (B, K) at their ends, and 100 images that the buffer held before. Images
             keep the graph of their last step where a term of the loss needs it.
         """
-        args, chain, model = self.args, self.args.chain(), self.model
         if self.buffer is None:
-            self.buffer = self._initial_buffer(x)
-        through_last_step = bool(args.kl_weight or args.entropy_weight)
-        settings = dict(label_distribution=model.label_distribution, generator=self.generator)
-        num_steps = chain["num_steps"] - 1 if through_last_step else chain["num_steps"]
-        with frozen(model):
-            start = self.start(x)
-            x, labels = run_chain(
-                x=start, condition=self.free_labels(x), **settings, **chain | {"num_steps": num_steps}
-            )
-        if through_last_step:
+            shape = (self.args.buffer_size, *x.shape[1:])
+            images = noise_images(shape, self.generator, path=self._buffer_path())
+            self.buffer = ReplayBuffer(images, self.args.buffer_policy)
+        settings = dict(label_distribution=self.model.label_distribution, generator=self.generator)
+        chain, last = self.args.chain(), None
+        if self.args.kl_weight or self.args.entropy_weight:
             last = chain | {"num_steps": 1, "gibbs_every": 0}
+            chain["num_steps"] -= 1
+        with frozen(self.model):
+            start = CHAIN_STARTS[self.args.chain_start](self, x)
+            x, labels = run_chain(x=start, condition=self.free_labels(x), **settings, **chain)
+        if last:
             x, _ = run_chain(x=x, condition=labels, keep_graph=True, **settings, **last)
         self.motion = (x.detach() - start).abs().mean()
         others = self.buffer.sample(NUM_NEIGHBOURS, self.generator)
         self.buffer.push(x.detach(), self.generator)
         return x, labels, others
 
-    def start(self, x: torch.Tensor) -> torch.Tensor:
-        """Where the chains start by `chain_start`, (B, C, H, W); no labels, for the first Gibbs draw replaces them."""
-        return CHAIN_STARTS[self.args.chain_start](self, x)
-
     def free_labels(self, x: torch.Tensor) -> torch.Tensor:
         """Labels (B, K) of which none is given."""
         return torch.full((len(x), len(self.model.config.attributes)), -1, device=x.device)
 
-    def _initial_buffer(self, x: torch.Tensor) -> ReplayBuffer:
-        shape = (self.args.buffer_size, *x.shape[1:])
-        return ReplayBuffer(noise_images(shape, self.generator, path=self._buffer_path()), self.args.buffer_policy)
-
-    def _buffer_path(self) -> str | None:
+    def _buffer_path(self):
         if not self.args.buffer_on_disk:
             return None
         os.makedirs(self.args.output_dir, exist_ok=True)
@@ -98,16 +91,14 @@ class NegativeSampler:
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         self.buffer = None
         if state:
-            path, shape = self._buffer_path(), state["images"].shape
-            in_memory = path is None
-            images = (
-                torch.empty_like(state["images"], device=self.model.device) if in_memory else map_images(shape, path)
-            )
+            path, images = self._buffer_path(), state["images"]
+            images = map_images(images.shape, path) if path else torch.empty_like(images, device=self.model.device)
             self.buffer = ReplayBuffer(images, self.args.buffer_policy)
             self.buffer.load_state_dict(state)
 
 
-# Where chains start: functions of the sampler and of images (B, C, H, W) of the data, in [-1, 1]
+# Where chains start: functions of the sampler and of images (B, C, H, W) of the data, in [-1, 1]; no labels, for the
+# first Gibbs draw replaces them
 
 
 def from_data(sampler: NegativeSampler, x: torch.Tensor) -> torch.Tensor:
@@ -140,8 +131,7 @@ def from_flow(sampler: NegativeSampler, x: torch.Tensor) -> torch.Tensor:
 def from_buffer(sampler: NegativeSampler, x: torch.Tensor) -> torch.Tensor:
     """Persistent chains (Tieleman 2008), a share of them restarted from noise."""
     args, generator = sampler.args, sampler.generator
-    start = sampler.buffer.sample(len(x), generator)
-    start = augment(start, args.buffer_flip, args.buffer_blur, generator)
+    start = augment(sampler.buffer.sample(len(x), generator), args.buffer_flip, args.buffer_blur, generator)
     restart = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < args.restart_probability
     return torch.where(restart, from_noise(sampler, x), start)
 
@@ -161,3 +151,79 @@ CHAIN_STARTS = {
     "flow": from_flow,
     "mixed": from_mixture,
 }
+
+
+class ReplayBuffer:
+    """
+    Images, of fixed number, at first noise: samples that wait for their chains to go on, without labels.
+
+    They are held in 8 bits and dequantised when they are drawn, as the data is: uniform noise of width 1/128. They may
+    lie on another device than the chains, or on disk (see [`noise_images`]).
+
+    Args:
+        images (`torch.Tensor` of shape (N, C, H, W), uint8): What it holds at first; it is written to.
+        policy (`str`, *optional*, defaults to `"fifo"`): `"fifo"` replaces the oldest, `"reservoir"` keeps a uniform
+            sample of all that ever came.
+    """
+
+    def __init__(self, images: torch.Tensor, policy: str = "fifo"):
+        if policy not in POLICIES:
+            raise ValueError(f"unknown buffer policy {policy!r}; choose fifo or reservoir")
+        self.images, self.policy = images, policy
+        self.num_seen = 0
+        self.overwritten = None  # where this is a list, `push` appends what it replaces: see `undo`
+
+    def __len__(self):
+        return len(self.images)
+
+    def sample(self, num: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Random images (num, C, H, W) in [-1, 1], on the device of the generator."""
+        device = self.images.device if generator is None else generator.device
+        rows = torch.randint(len(self), (num,), generator=generator, device=device).to(self.images.device)
+        return dequantise(self.images[rows].to(device), generator)
+
+    def push(self, x: torch.Tensor, generator: torch.Generator | None = None) -> None:
+        """Store images (B, C, H, W) in [-1, 1]."""
+        order = torch.arange(self.num_seen, self.num_seen + len(x), device=self.images.device)
+        rows = order % len(self)
+        if self.policy == "reservoir" and self.num_seen + len(x) > len(self):  # algorithm R (Vitter 1985)
+            device = order.device if generator is None else generator.device
+            chance = torch.rand(len(x), generator=generator, device=device, dtype=torch.float64).to(order.device)
+            rows = torch.where(order < len(self), order, (chance * (order + 1)).long())
+        # the last of each row alone: two writes to one row at once have no order on a GPU
+        by_row = rows.argsort(stable=True)
+        last = by_row[rows[by_row].diff(append=rows.new_tensor([-1])) != 0]
+        last = last[rows[last] < len(self)]
+        rows, images = rows[last], quantise(x).to(rows.device)[last]
+        if self.overwritten is not None:
+            self.overwritten.append((rows, self.images[rows], self.num_seen))
+        self.images[rows] = images
+        self.num_seen += len(x)
+
+    def undo(self, overwritten: list[tuple]) -> None:
+        """Put back what `push` has replaced since `overwritten` was set."""
+        for rows, images, self.num_seen in reversed(overwritten):
+            self.images[rows] = images
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"images": self.images, "num_seen": torch.tensor(self.num_seen)}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.images.copy_(state["images"])
+        self.num_seen = int(state["num_seen"])
+
+
+def map_images(shape: tuple[int, ...], path: str) -> torch.Tensor:
+    """uint8 images (N, C, H, W) that are the bytes of a file, which is made where there is none."""
+    return torch.from_file(path, shared=True, size=math.prod(shape), dtype=torch.uint8).view(shape)
+
+
+def noise_images(shape: tuple[int, ...], generator: torch.Generator, path: str | None = None) -> torch.Tensor:
+    """Random uint8 images (N, C, H, W), in memory, or on the CPU as a memory map of the file `path`."""
+    settings = dict(generator=generator, dtype=torch.uint8, device=generator.device)
+    if path is None:
+        return torch.randint(256, shape, **settings)
+    images = map_images(shape, path)
+    for part in images.split(1024):  # the draws of all pixels at once would need the memory that the map saves
+        part.copy_(torch.randint(256, part.shape, **settings))
+    return images

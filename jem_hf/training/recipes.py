@@ -15,16 +15,15 @@ from ..models.image_processing_jem import JemImageProcessor
 from ..models.modeling_jem import JemModel
 from ..models.values_jem import nearest_name
 from .arguments import JemTrainingArguments
-from .fields import SECTIONS, check_types, expand_home, field_value, read_yaml
+from .fields import SECTIONS, check_types, expand_home, field_value, read_yaml, section_of
 from .fine_tuning import load_resized, unite_attributes
 from .splits import load_splits
 from .trainer import JemTrainer
 
 logger = logging.get_logger(__name__)
-_HERE = Path(__file__).resolve().parents[1]
-RECIPES = next(
-    (path for path in (_HERE / "recipes", _HERE.parent / "training" / "recipes") if path.is_dir()), _HERE / "recipes"
-)
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+if not RECIPES.is_dir():  # not installed, but used where it is developed
+    RECIPES = Path(__file__).resolve().parents[2] / "training" / "recipes"
 EVALUATION_SPLITS = ("validation", "valid", "val", "dev", "eval", "test")  # the first that the data has
 METRICS = "loss accuracy f1_macro f1_micro ap auroc nll brier ece ece_equal_mass ece_positive".split()
 NETWORK_FIELDS = ("backbone", "backbone_kwargs", "image_size", "num_channels", "head")
@@ -56,15 +55,7 @@ class Recipe:
 
     def override(self, name: str, value: Any) -> None:
         """Set one field, wherever it belongs. Raises `ValueError` for a name that no section has."""
-        getattr(self, _section_of(name))[name] = expand_home(name, value)
-
-
-def _section_of(name: str) -> str:
-    for section, fields in SECTIONS.items():
-        if name in fields:
-            return section
-    names = [name for fields in SECTIONS.values() for name in fields]
-    raise ValueError(f"unknown field {name!r}{nearest_name(name, names)}")
+        getattr(self, section_of(name))[name] = expand_home(name, value)
 
 
 def load_recipe(name_or_path: str | Path, overrides: dict[str, str] | None = None) -> Recipe:
@@ -83,24 +74,24 @@ def load_recipe(name_or_path: str | Path, overrides: dict[str, str] | None = Non
     if not path.is_file():
         path = RECIPES / f"{name_or_path}.yaml"
     if not path.is_file():
-        names = sorted(p.stem for p in RECIPES.glob("*.yaml"))
-        raise ValueError(f"no recipe {str(name_or_path)!r}; give a YAML file or one of {', '.join(names)}")
+        names = ", ".join(sorted(each.stem for each in RECIPES.glob("*.yaml")))
+        raise ValueError(f"no recipe {str(name_or_path)!r}; give a YAML file or one of {names}")
     content = read_yaml(path.read_bytes(), str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a recipe: it has no sections {', '.join(SECTIONS)}")
     recipe = Recipe(path.stem)
     for section, fields in content.items():
-        known = SECTIONS.get(section) if isinstance(section, str) else None
-        if known is None:
+        if section not in SECTIONS:
             raise ValueError(f"{path}: unknown section {section!r}{nearest_name(str(section), list(SECTIONS))}")
         if not isinstance(fields, dict | None):
             raise ValueError(f"{path}: the section {section} has lines such as 'field: value', it is not {fields!r}")
         for name, value in (fields or {}).items():
-            if name not in known:
-                raise ValueError(f"{path}: unknown field {name!r} in {section}{nearest_name(str(name), known)}")
+            if name not in SECTIONS[section]:
+                near = nearest_name(str(name), SECTIONS[section])
+                raise ValueError(f"{path}: unknown field {name!r} in {section}{near}")
             getattr(recipe, section)[name] = expand_home(name, value)
     for name, text in (overrides or {}).items():
-        recipe.override(name, field_value(name, text, SECTIONS[_section_of(name)][name]))
+        recipe.override(name, field_value(section_of(name), name, text))
     for section in SECTIONS:
         check_types(section, getattr(recipe, section))
     return recipe
@@ -111,7 +102,6 @@ def train(recipe: Recipe, resume: bool = False) -> tuple[JemTrainer, dict]:
     Make a checkpoint in the recipe's `output_dir`: weights (their moving average), config, image processor.
 
     Args:
-        recipe ([`Recipe`]): What to train, and on what.
         resume (`bool`, *optional*, defaults to `False`):
             Go on from this run's last checkpoint in `output_dir`, where there is any.
 
@@ -121,8 +111,7 @@ def train(recipe: Recipe, resume: bool = False) -> tuple[JemTrainer, dict]:
     Raises:
         ValueError: a mistake in the recipe or its data, or all checkpoints in `output_dir` are of other runs.
     """
-    pretrained = recipe.model.get("from_pretrained")
-    if pretrained:
+    if pretrained := recipe.model.get("from_pretrained"):
         processor = JemImageProcessor.from_pretrained(pretrained)
     else:
         processor = JemImageProcessor(**recipe.image_processor)
@@ -160,9 +149,8 @@ def make_trainer(recipe: Recipe, splits: dict, values: dict, processor: JemImage
         settings = {"image_size": image_size, **settings}
         config = JemConfig(attributes=attributes, attribute_values=values, novel_combinations=novel, **settings)
         model = JemModel(config)
-    trainer = JemTrainer(
-        model=model, args=args, train_dataset=splits["train"], eval_dataset=evaluation, processing_class=processor
-    )
+    data = dict(train_dataset=splits["train"], eval_dataset=evaluation)
+    trainer = JemTrainer(model=model, args=args, processing_class=processor, **data)
     trainer.card = {"recipe": recipe.name, "dataset": name_or_path, "base_model": pretrained or None}
     return trainer
 
@@ -194,14 +182,9 @@ def _novel_combinations(novel, splits, attributes, values) -> list[dict]:
         labels = torch.cat([split.labels for split in splits.values()])
         candidates = [c for c in ZERO_SHOT_CANDIDATES[novel] if set(c) <= set(attributes)]
         novel = zero_shot_combinations(labels, attributes, candidates)
-    return [
-        {name: _value(name, word, values.get(name)) for name, word in combination.items()}
+    labels = [
+        {name: reader(name, values.get(name))(str(word)) for name, word in combination.items()}
         for combination in novel or []
         if set(combination) <= set(attributes)
     ]
-
-
-def _value(name: str, word, values: list[str] | None) -> bool | str:
-    """The value of an attribute that a word of the data stands for."""
-    label = reader(name, values)(str(word))
-    return label if values is None else values[label]
+    return [{name: values[name][i] if name in values else i for name, i in each.items()} for each in labels]

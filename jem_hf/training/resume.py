@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
@@ -18,9 +17,9 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import CONFIG_NAME, logging
 
 from .checkpoints import (
+    PARTIAL,
     RUN_STATE_NAME,
     checkpoint_folder,
-    is_partial,
     list_checkpoints,
     new_run_id,
     read_run_state,
@@ -28,9 +27,9 @@ from .checkpoints import (
     replaced_files,
     rotate,
     run_of,
-    set_aside,
     whole_folder,
 )
+from .devices import of_first_process
 
 logger = logging.get_logger(__name__)
 
@@ -57,18 +56,13 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.terminated = _SignalFlag(signal.SIGTERM)
+        self.terminated = False
         self.run_id = self._written = None
         self._pass = self._batches_of_pass = 0
         self.add_callback(_StopCallback(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
-        """
-        Train, from the start or from a checkpoint; see `Trainer`.
-
-        Raises:
-            ValueError: the checkpoint is of another run, see `identity`; or there is none, where it is `True`.
-        """
+        """As `Trainer`. Raises `ValueError` for a checkpoint of another run, see `identity`, or there is none."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self.newest_checkpoint()
             if resume_from_checkpoint is None:
@@ -77,20 +71,29 @@ class ResumableTrainer(Trainer):
             self._check_fits(resume_from_checkpoint)
         if self.args.should_save:
             remove_partial_folders(self.args.output_dir)
-        self.run_id = broadcast_object_list([new_run_id()])[0]  # one for all processes
+        self.run_id = of_first_process(new_run_id())
         self._written = None
-        with self.terminated:
+        with self._noting_sigterm():
             result = super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
-        if self.terminated.is_set:
+        if self.terminated:
             raise SystemExit(128 + signal.SIGTERM)
         return result
 
-    def any_process(self, *conditions: bool) -> list[bool]:
-        """Which of them hold in any process: what stops one must stop all of them at the same step."""
-        if self.args.world_size == 1:
-            return list(conditions)
-        found = torch.tensor(conditions, dtype=torch.float32, device=self.args.device)
-        return (self.accelerator.reduce(found, "sum") > 0).tolist()
+    @contextlib.contextmanager
+    def _noting_sigterm(self):
+        def note(number, frame):
+            self.terminated = True
+            signal.signal(number, previous)  # a second one has its usual effect
+
+        self.terminated = False
+        if threading.current_thread() is not threading.main_thread():  # only it may handle signals
+            yield
+            return
+        previous = signal.signal(signal.SIGTERM, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)
 
     # Which checkpoints are this run's
 
@@ -99,17 +102,14 @@ class ResumableTrainer(Trainer):
         return {}
 
     def newest_checkpoint(self) -> str | None:
-        """
-        The newest checkpoint in `output_dir` that this run can go on from; None where there is no checkpoint.
-
-        Raises:
-            ValueError: all are of other runs.
-        """
+        """The newest of `output_dir` that this run can go on from. Raises `ValueError` where all are of other runs."""
         checkpoints = list_checkpoints(self.args.output_dir)
-        fitting = [checkpoint for checkpoint in checkpoints if not self._differences(checkpoint)]
-        if checkpoints and not fitting:
+        for checkpoint in reversed(checkpoints):
+            if not self._differences(checkpoint):
+                return str(checkpoint)
+        if checkpoints:
             self._check_fits(checkpoints[-1])
-        return str(fitting[-1]) if fitting else None
+        return None
 
     def _differences(self, checkpoint) -> list[str]:
         config = Path(checkpoint, CONFIG_NAME)  # all that there is of an earlier version
@@ -134,12 +134,11 @@ class ResumableTrainer(Trainer):
         return {"run": self.run_id, "identity": self.identity(), **place}
 
     def _save_checkpoint(self, model, trial):
-        run_folder, state = self._get_output_dir(trial), self.state
-        folder = self._write_checkpoint(trial)
-        if state.best_global_step:
-            best = checkpoint_folder(run_folder, state.best_global_step)
-            if best.is_dir() and run_of(best) == self.run_id:
-                state.best_model_checkpoint = str(best)
+        folder, state = self._write_checkpoint(trial), self.state
+        own = [checkpoint for checkpoint in list_checkpoints(folder.parent) if run_of(checkpoint) == self.run_id]
+        best = checkpoint_folder(folder.parent, state.best_global_step or 0)
+        if best in own:
+            state.best_model_checkpoint = str(best)
         if self.args.should_save:
             with replaced_files(folder) as partial:  # with what an evaluation has added since
                 state.save_to_json(str(partial / TRAINER_STATE_NAME))
@@ -148,7 +147,6 @@ class ResumableTrainer(Trainer):
             with failure_is_a_warning("the upload"):
                 self._push_from_checkpoint(str(folder))
         if self.args.should_save:
-            own = [checkpoint for checkpoint in list_checkpoints(run_folder) if run_of(checkpoint) == self.run_id]
             rotate(own, self.args.save_total_limit, state.best_model_checkpoint)
 
     def _write_checkpoint(self, trial) -> Path:
@@ -159,7 +157,8 @@ class ResumableTrainer(Trainer):
         is_writer = self.args.should_save
         self.store_flos()
         if is_writer and folder.is_dir() and run_of(folder) != self.run_id:
-            set_aside(folder)
+            aside = folder.rename(f"{folder}.{run_of(folder) or new_run_id()}")
+            logger.warning(f"{folder} was written by another run: it is {aside.name} now")
         with whole_folder(folder, is_writer, self.accelerator.wait_for_everyone) as partial:
             self.save_model(str(partial), _internal_call=True)
             if not self.args.save_only_model:
@@ -168,21 +167,16 @@ class ResumableTrainer(Trainer):
                 self._save_rng_state(str(partial))
             if is_writer:
                 (partial / RUN_STATE_NAME).write_text(json.dumps(self.run_state()))
-                self._note_callback_states()
+                holders = [*self.callback_handler.callbacks, self.control]
+                holders = [holder for holder in holders if isinstance(holder, ExportableState)]
+                self.state.stateful_callbacks = TrainerState(stateful_callbacks=holders).stateful_callbacks
                 self.state.save_to_json(str(partial / TRAINER_STATE_NAME))
         self._written = folder
         return folder
 
-    def _note_callback_states(self):
-        holders = [*self.callback_handler.callbacks, self.control]
-        holders = [holder for holder in holders if isinstance(holder, ExportableState)]
-        for name in {type(holder).__name__ for holder in holders}:
-            states = [holder.state() for holder in holders if type(holder).__name__ == name]
-            self.state.stateful_callbacks[name] = states if len(states) > 1 else states[0]
-
     def _save(self, output_dir=None, state_dict=None):
         folder = Path(output_dir or self.args.output_dir)
-        if is_partial(folder) or not self.args.should_save:
+        if folder.suffix == PARTIAL or not self.args.should_save:
             return super()._save(str(folder), state_dict)
         with replaced_files(folder) as partial:
             super()._save(str(partial), state_dict)
@@ -225,10 +219,8 @@ class ResumableTrainer(Trainer):
         """Take up what `run_state` gave."""
         self.run_id = state.get("run", "")
 
-    def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial):
-        place = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
-        )
+    def _init_training_state(self, max_steps, steps_per_epoch, num_epochs, checkpoint, trial):
+        place = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, checkpoint, trial)
         if checkpoint is not None and (state := read_run_state(checkpoint)):
             self.load_run_state(state)
             if not hasattr(self.train_dataset, "__len__"):  # `Trainer` takes all that ever comes for one pass
@@ -248,10 +240,8 @@ class ResumableTrainer(Trainer):
             self._pass, self._batches_of_pass = epoch, 0
         super()._run_epoch(epoch=epoch, **kwargs)
 
-    def training_step(
-        self, model: torch.nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        loss = super().training_step(model, inputs, num_items_in_batch)
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
         self._batches_of_pass += 1
         return loss
 
@@ -262,39 +252,19 @@ class _StopCallback(TrainerCallback):
     def __init__(self, trainer: ResumableTrainer):
         self.trainer = trainer
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_train_begin(self, *args, **kwargs) -> None:
         self.start = time.time()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
-    ) -> TrainerControl:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         trainer = self.trainer
         is_late = bool(args.max_minutes) and time.time() - self.start > 60 * args.max_minutes
-        terminated, is_late = trainer.any_process(trainer.terminated.is_set, is_late)
+        reasons = [trainer.terminated, is_late]
+        if args.world_size > 1:  # what stops one process must stop all of them at the same step
+            reasons = torch.tensor(reasons, dtype=torch.float32, device=args.device)
+            reasons = (trainer.accelerator.reduce(reasons, "sum") > 0).tolist()
+        terminated, is_late = reasons
         if terminated or is_late:
             control.should_training_stop = control.should_save = True
             # whoever sends SIGTERM does not wait long
             control.should_evaluate = trainer.eval_dataset is not None and not terminated
-            trainer.terminated.is_set = terminated
-        return control
-
-
-class _SignalFlag:
-    """A context in which a signal is noted; a second one has its usual effect."""
-
-    def __init__(self, number: int):
-        self.number, self.is_set = number, False
-
-    def __enter__(self):
-        self.is_set = False
-        self.is_held = threading.current_thread() is threading.main_thread()  # only it may handle signals
-        if self.is_held:
-            self.previous = signal.signal(self.number, self._note)
-
-    def __exit__(self, *error):
-        if self.is_held:
-            signal.signal(self.number, self.previous)
-
-    def _note(self, number, frame):
-        self.is_set = True
-        signal.signal(number, self.previous)
+            trainer.terminated = terminated

@@ -7,7 +7,7 @@ from ..data.tensors import AttributeStream, encode_dataset
 from ..models.configuration_jem import JemConfig
 from ..models.image_processing_jem import JemImageProcessor
 from ..models.values_jem import BINARY, nearest_name
-from .fields import DATASET_FIELDS, expand_home, field_value
+from .fields import SECTIONS, expand_home, field_value
 
 DEFAULT_SPLIT = {"kind": "random", "seed": 0, "test": 0.1}
 
@@ -40,8 +40,8 @@ def load_splits(
     if not (dataset.get("split") or dataset.get("split_file")) and (is_local(name_or_path) or not streaming):
         dataset["split"] = DEFAULT_SPLIT
     if attributes:
-        dataset = {name: value for name, value in dataset.items() if name not in ("min_frequency", "max_frequency")}
         dataset |= {"attributes": attributes, "values": {**(dataset.get("values") or {}), **(values or {})}}
+        dataset |= {"min_frequency": 0.0, "max_frequency": 1.0}
     splits = load_attribute_dataset(name_or_path, **dataset)
     names, found = attribute_values(features_of(next(iter(splits.values()))))
     for name in names if values is not None else ():
@@ -50,14 +50,14 @@ def load_splits(
                 f"attribute {name!r} has the values {found.get(name, BINARY)} in {name_or_path!r} and "
                 f"{values.get(name, BINARY)} in the model: rename the values of the data"
             )
-    if not streaming:
-        encoded = {split: encode_dataset(rows, processor, names, on_error=on_error) for split, rows in splits.items()}
-        return encoded, found
     encoded = {}
     for split, rows in splits.items():
-        buffer = shuffle_buffer if split == "train" else 0
-        stream = AttributeStream(rows, processor, names, shuffle_buffer=buffer, on_error=on_error)
-        encoded[split] = stream if split == "train" else stream.to_tensors()
+        if not streaming:
+            encoded[split] = encode_dataset(rows, processor, names, on_error=on_error)
+        elif split == "train":
+            encoded[split] = AttributeStream(rows, processor, names, shuffle_buffer, on_error=on_error)
+        else:
+            encoded[split] = AttributeStream(rows, processor, names, 0, on_error=on_error).to_tensors()
     return encoded, found
 
 
@@ -69,8 +69,7 @@ def load_evaluation_splits(
 
     Args:
         name_or_path (`str`): As of `load_attribute_dataset`.
-        processor ([`JemImageProcessor`]): Of the model.
-        config ([`JemConfig`]): Of the model.
+        processor, config ([`JemImageProcessor`], [`JemConfig`]): Of the model.
         overrides (`dict[str, str]`, *optional*): Further fields of the section "dataset" of a recipe, as text.
 
     Raises:
@@ -80,7 +79,7 @@ def load_evaluation_splits(
     if config.novel_combinations:
         dataset["novel"] = config.novel_combinations
     for name, text in (overrides or {}).items():
-        if name not in DATASET_FIELDS:
-            raise ValueError(f"unknown field {name!r}{nearest_name(name, DATASET_FIELDS)}")
-        dataset[name] = expand_home(name, field_value(name, text, DATASET_FIELDS[name]))
+        if name not in SECTIONS["dataset"]:
+            raise ValueError(f"unknown field {name!r}{nearest_name(name, SECTIONS['dataset'])}")
+        dataset[name] = field_value("dataset", name, text)
     return load_splits(dataset, processor, config.attributes, config.attribute_values)[0]

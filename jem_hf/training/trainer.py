@@ -6,11 +6,14 @@ import time
 from collections import defaultdict
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from timm.optim import Muon
 from timm.utils import ModelEmaV3
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
@@ -20,8 +23,7 @@ from ..models.image_processing_jem import JemImageProcessor, to_pixels
 from ..models.modeling_jem import JemModel
 from ..plots import image_grid
 from .arguments import JemTrainingArguments
-from .augmentation import augment
-from .buffer import dequantise
+from .augmentation import augment, dequantise
 from .fine_tuning import Teacher
 from .guard import WATCHED, Guard
 from .negatives import NegativeSampler
@@ -45,9 +47,8 @@ class JemTrainer(PublishingTrainer):
         kwargs.setdefault("compute_metrics", self._prediction_metrics)
         super().__init__(model=model, args=args, **kwargs)
         self.generator = torch.Generator(self.model.device).manual_seed(args.seed + args.process_index)
-        self.ema = ModelEmaV3(
-            self.model, args.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0, exclude_buffers=True
-        ).requires_grad_(False)  # of step n at most (n - 1) / (n + 8): 0, .1, .18, ...
+        warmup = dict(use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)  # of step n at most (n - 1) / (n + 8)
+        self.ema = ModelEmaV3(self.model, args.ema_decay, exclude_buffers=True, **warmup).requires_grad_(False)
         self.negatives = NegativeSampler(self.model, args, self.generator)
         self.teacher = None
         if args.teacher:
@@ -61,20 +62,14 @@ class JemTrainer(PublishingTrainer):
 
     # A step
 
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, dict]:
-        labels = inputs["labels"]
-        x = dequantise(inputs["pixel_values"], self.generator)
+    def compute_loss(self, model: torch.nn.Module, inputs: dict, return_outputs: bool = False, **kwargs) -> Any:
+        x, labels = dequantise(inputs["pixel_values"], self.generator), inputs["labels"]
         if self.args.horizontal_flip:
             x = augment(x, flip=True, blur=False, generator=self.generator)
         if self.teacher:
             labels = self.teacher.complete(x, labels, self.generator)
-        objective = OBJECTIVES[self.args.objective_at(self.state.global_step)]
+        is_chain_free = self.state.global_step < self.args.chain_free_steps
+        objective = OBJECTIVES["warmup" if is_chain_free else self.args.objective]
         loss, stats = objective(self, model, x, labels)
         for name, value in stats.items():
             self._log_values[name].append(value.detach())
@@ -109,33 +104,26 @@ class JemTrainer(PublishingTrainer):
         self.ema.module.label_prior.load_state_dict(self.model.label_prior.state_dict())
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.args.muon and self.optimizer is None:
-            args = self.args
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> Optimizer:
+        args = self.args
+        if args.muon and self.optimizer is None:
             groups = [
                 {"params": list(self.model.backbone.parameters())},
                 {"params": list(self.model.head.parameters()), "use_fallback": True},
             ]
-            betas = (args.adam_beta1, args.adam_beta2)
-            self.optimizer = Muon(
-                groups, lr=args.learning_rate, weight_decay=args.weight_decay, nesterov=True, betas=betas
-            )
+            settings = dict(weight_decay=args.weight_decay, betas=(args.adam_beta1, args.adam_beta2))
+            self.optimizer = Muon(groups, lr=args.learning_rate, nesterov=True, **settings)
         return super().create_optimizer(model)
 
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        if not self.args.lr_drop_step:
-            return super().create_scheduler(num_training_steps, optimizer)
-        factor, drop = self.args.lr_drop_factor, self.args.lr_drop_step
-        self.lr_scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer or self.optimizer, [drop], gamma=factor)
-        return self.lr_scheduler
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        drop, factor = self.args.lr_drop_step, self.args.lr_drop_factor
+        if drop:
+            self.lr_scheduler = MultiStepLR(optimizer or self.optimizer, [drop], gamma=factor)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     # Evaluation
 
-    def prediction_step(
-        self, model: torch.nn.Module, inputs: dict, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def prediction_step(self, model: torch.nn.Module, inputs: dict, *args, **kwargs) -> tuple[torch.Tensor, ...]:
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
             output = self.ema.module(to_pixels(inputs["pixel_values"]), inputs["labels"])
@@ -146,13 +134,8 @@ class JemTrainer(PublishingTrainer):
         metrics = prediction_metrics(probabilities, prediction.label_ids, self.model.config.attributes)
         return {name: value for name, value in metrics.items() if name != "per_attribute"}
 
-    def evaluate(
-        self,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float | None]:
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+    def evaluate(self, eval_dataset: Dataset | dict | None = None, *args, **kwargs) -> dict[str, float | None]:
+        metrics = super().evaluate(eval_dataset, *args, **kwargs)
         if self.args.sample_grid and self.args.objective != "classifier" and self.is_world_process_zero():
             with failure_is_a_warning("the grid of samples"):
                 self._write_grid(eval_dataset if eval_dataset is not None else self.eval_dataset)
@@ -162,9 +145,9 @@ class JemTrainer(PublishingTrainer):
         """Draw what the first evaluation images are labelled as, from the same noise every time."""
         if isinstance(dataset, dict):
             dataset = next(iter(dataset.values()))
-        rows = [dataset[i]["labels"] for i in range(min(self.args.sample_grid, len(dataset)))]
+        labels = torch.stack([row["labels"] for row in islice(dataset, self.args.sample_grid)])
         generator = torch.Generator(self.model.device).manual_seed(self.args.seed)
-        x, _ = self.ema.module.generate(torch.stack(rows).to(self.model.device), generator=generator)
+        x, _ = self.ema.module.generate(labels.to(self.model.device), generator=generator)
         os.makedirs(self.args.output_dir, exist_ok=True)
         grid = image_grid(JemImageProcessor.to_pil(x), scale=max(1, 96 // x.shape[-1]))
         grid.save(os.path.join(self.args.output_dir, f"samples-{self.state.global_step}.png"))
@@ -172,17 +155,9 @@ class JemTrainer(PublishingTrainer):
     # Checkpoints: model.safetensors is the moving average; beside it lies what training needs to go on
 
     def identity(self) -> dict:
-        config = self.model.config
-        fields = (
-            "attributes",
-            "attribute_values",
-            "backbone",
-            "backbone_kwargs",
-            "head",
-            "image_size",
-            "num_channels",
-        )
-        identity = {name: getattr(config, name) for name in fields} | {"objective": self.args.objective}
+        fields = "attributes attribute_values backbone backbone_kwargs head image_size num_channels"
+        identity = {name: getattr(self.model.config, name) for name in fields.split()}
+        identity["objective"] = self.args.objective
         if hasattr(self.train_dataset, "labels"):  # those of a stream are known when it is read
             labels = self.train_dataset.labels.cpu().numpy().tobytes()
             identity["labels of the training data"] = hashlib.sha256(labels).hexdigest()
@@ -216,12 +191,9 @@ class JemTrainer(PublishingTrainer):
         weights = load_file(os.path.join(checkpoint, "training_weights.safetensors"))
         weights.pop("num_averaged", None)  # of an earlier version
         self.model.load_state_dict(weights)
-        self._load_chain_state(Path(checkpoint))
-
-    def _load_chain_state(self, checkpoint):
-        """The chains of this process. Where there were fewer processes some chains go on in two, with new noise."""
-        num_before, args = len(list(checkpoint.glob("chain_state_*.safetensors"))), self.args
-        state = load_file(checkpoint / f"chain_state_{args.process_index % num_before}.safetensors")
+        # where there were fewer processes some chains go on in two, with new noise
+        num_before, args = len(list(Path(checkpoint).glob("chain_state_*.safetensors"))), self.args
+        state = load_file(os.path.join(checkpoint, f"chain_state_{args.process_index % num_before}.safetensors"))
         generator_state = state.pop("generator")
         if num_before == args.world_size:
             self.generator.set_state(generator_state)
@@ -240,7 +212,7 @@ class _StepCallback(TrainerCallback):
     def __init__(self, trainer: JemTrainer):
         self.trainer = trainer
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_train_begin(self, *args, **kwargs) -> None:
         self.trainer.forget_log()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
@@ -251,6 +223,5 @@ def _all_labels(dataset, num_of_stream=2000):
     """Labels (N, K) of a dataset; of a stream those of its first rows."""
     if hasattr(dataset, "labels"):
         return dataset.labels
-    is_stream = not hasattr(dataset, "__len__")
-    rows = islice(dataset, num_of_stream) if is_stream else (dataset[i] for i in range(len(dataset)))
+    rows = islice(dataset, len(dataset) if hasattr(dataset, "__len__") else num_of_stream)
     return torch.stack([torch.as_tensor(row["labels"]) for row in rows])
