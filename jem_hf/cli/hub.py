@@ -17,7 +17,7 @@ def models(
     name: Annotated[str | None, typer.Argument(help="One model, whole.")] = None,
     filter: Annotated[str | None, typer.Option(help="A pattern, tag, attribute, dataset or recipe.")] = None,
     as_json: Json = False,
-):
+) -> None:
     """The zoo, from its cards."""
     infos = [model_info(each) for each in ([name] if name else list_models(filter))]
     if as_json:
@@ -43,7 +43,7 @@ def push(
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose the change, write nothing.")] = False,
     space: Annotated[bool, typer.Option("--space", help="Upload the page of `jem-hf demo` as a Space.")] = False,
     as_json: Json = False,
-):
+) -> None:
     """Upload a model to the Hub: weights, image processor, code that loads it anywhere, and its card."""
     settings = dict(private=private, revision=revision, commit_message=message, create_pr=create_pr)
     with redirect_stdout(sys.stderr):
@@ -60,7 +60,7 @@ def demo(
     port: Annotated[int | None, typer.Option(help="Port; the first free one from 7860 on.")] = None,
     browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
     as_json: Json = False,
-):
+) -> None:
     """Open a page to make, tag, edit and compare images."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     from ..demo.page import create_page, launch  # gradio takes seconds to import, and may not be there

@@ -47,7 +47,7 @@ def generate(
         str | None, typer.Option(help="How labels that interact are drawn: gibbs or gibbs_with_gradients.")
     ] = None,
     as_json: Json = False,
-):
+) -> None:
     """Draw images for a combination of attributes into a grid."""
     check_image_file(output)
     settings = None if sampler_kwargs is None else read_yaml(sampler_kwargs, "--sampler-kwargs")
@@ -72,7 +72,7 @@ def edit(
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the chain from pure noise.")] = None,
     as_json: Json = False,
-):
+) -> None:
     """Change attributes of an image, or fill in what a mask covers."""
     check_image_file(output)
     images = dict(image=open_image(image), mask=None if mask is None else open_image(mask))
@@ -111,7 +111,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(parser=path, help="Image files.")],
     given: Annotated[str | None, typer.Option(help='What is known of them, such as "Male & ~Hat".')] = None,
     as_json: Json = False,
-):
+) -> None:
     """Attribute probabilities and energy of images. Lower energy: more like the training images."""
     for file in images:
         if not file.is_file():

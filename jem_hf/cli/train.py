@@ -25,7 +25,7 @@ def quickstart(
     num_train: Annotated[int | None, typer.Option(min=1, help="Fewer training images.")] = None,
     num_images: Annotated[int, typer.Option(min=8, help="Images drawn for each kind of request.")] = 256,
     as_json: Json = False,
-):
+) -> None:
     """Build data, train from scratch, evaluate, draw: under ten minutes on two cores."""
     shared.check_folder(output)
     start = time.time()
@@ -54,7 +54,7 @@ def train(
     recipe: Annotated[str, typer.Argument(parser=name_or_path, help="A YAML file, or a name in training/recipes.")],
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in output_dir.")] = False,
     as_json: Json = False,
-):
+) -> None:
     """Train the model of a recipe: RECIPE.yaml [--field value ...]."""
     settings = recipes.load_recipe(recipe, shared.fields_of(context))
     shared.check_folder(shared.path(settings.training.get("output_dir", ".")))
@@ -87,7 +87,7 @@ def evaluate_model(
     num_temperatures: Annotated[int, typer.Option(min=1, help="Their temperatures; more are more exact.")] = 200,
     output: Folder = None,
     as_json: Json = False,
-):
+) -> None:
     """Measure a model beside a classifier of the same network; an independent oracle judges its images."""
     if output is not None:
         shared.check_folder(output)

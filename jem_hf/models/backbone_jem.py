@@ -59,7 +59,7 @@ class Residual(nn.Sequential):
     def __init__(self, channels: int):
         super().__init__(nn.Conv2d(channels, channels, 3, padding=1), SiLU())
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + super().forward(x)
 
 
@@ -99,21 +99,21 @@ class JemCnn(nn.Module):
         self.num_features = self.head_hidden_size = hidden_size
         self.reset_classifier(num_classes)
 
-    def get_classifier(self):
+    def get_classifier(self) -> nn.Module:
         return self.head
 
-    def reset_classifier(self, num_classes, global_pool=None):
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes
         self.head = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
 
-    def forward_features(self, x):
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         return self.convolutions(x)
 
-    def forward_head(self, x, pre_logits=False):
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         features = self.mlp(x)
         return features if pre_logits else self.head(features)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x))
 
 

@@ -46,7 +46,7 @@ class SamplingMixin:
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
-        callback=None,
+        callback: Callable | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Draw images for requests; what is not given is as the config says.
@@ -105,7 +105,7 @@ class SamplingMixin:
         noise: torch.Tensor | None = None,
         generator: torch.Generator | None = None,
         batch_size: int | None = None,
-        callback=None,
+        callback: Callable | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Change attributes of images; everything else is held by the energy.

@@ -42,17 +42,17 @@ class Head(nn.Module):
 class ProductHead(Head):
     """A product of K classifiers: `log p~(x, y) = sum_k f_k(x)[y_k]` (Kelly et al. 2021, section 3)."""
 
-    def forward(self, features):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
         """f(x) (B, K, V), -inf where an attribute has fewer than V values."""
         logits = super().forward(features).unflatten(-1, (len(self.num_values), -1))
         if len(set(self.num_values)) == 1:
             return logits
         return logits.masked_fill(~existing_values(self.num_values, logits.device), -torch.inf)
 
-    def score(self, potentials, encoded):
+    def score(self, potentials: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:
         return ProductDistribution(potentials).score(encoded)
 
-    def distribution(self, potentials, label_sampler="gibbs"):
+    def distribution(self, potentials: torch.Tensor, label_sampler: str = "gibbs") -> LabelDistribution:
         return ProductDistribution(potentials)
 
 
@@ -64,7 +64,7 @@ class PairwiseHead(ProductHead):
         size = len(num_values) * max(num_values)
         self.interaction = nn.Parameter(torch.zeros(size, size))
 
-    def score(self, potentials, encoded):
+    def score(self, potentials: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:
         k = len(self.num_values)
         weight = self.interaction.float().unflatten(0, (k, -1)).unflatten(-1, (k, -1))
         between = 1 - torch.eye(k, device=weight.device)
@@ -84,7 +84,7 @@ class DotHead(Head):
             nn.Linear(len(num_values) * max(num_values), hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
 
-    def score(self, potentials, encoded):
+    def score(self, potentials: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:
         hidden = F.silu(full_precision(self.psi[0], encoded.flatten(-2)))
         return (potentials * full_precision(self.psi[2], hidden)).sum(-1)
 
@@ -98,7 +98,7 @@ class MlpHead(Head):
         self.hidden = nn.Linear(hidden_size, hidden_size)
         self.energy = nn.Linear(hidden_size, 1)
 
-    def score(self, potentials, encoded):
+    def score(self, potentials: torch.Tensor, encoded: torch.Tensor) -> torch.Tensor:
         hidden = F.silu(potentials + full_precision(self.labels, encoded.flatten(-2)))
         return full_precision(self.energy, F.silu(full_precision(self.hidden, hidden)))[..., 0]
 
