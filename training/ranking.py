@@ -36,7 +36,7 @@ def main():
         drawn = [model.generate(row.expand(args.num_candidates, -1), generator=generator)[0] for row in rows]
         x = torch.stack(drawn).clamp(-1, 1)
         with torch.no_grad():
-            distribution = model.label_distribution(x.flatten(0, 1))
+            distribution = model.label_distribution(model.encode(x.flatten(0, 1)))
             log_joint = distribution.log_joint(rows.repeat_interleave(args.num_candidates, 0)).view(x.shape[:2])
             log_marginal = distribution.log_marginal().view(x.shape[:2])
         predicted = oracle.predict(x.flatten(0, 1)).unflatten(0, x.shape[:2])

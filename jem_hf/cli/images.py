@@ -150,7 +150,7 @@ def _batches(files: list[Path], processor: JemImageProcessor) -> Iterator[tuple[
 @torch.no_grad()
 def _predictions(model: JemModel, pixels: torch.Tensor, known: list[int]) -> list[dict]:
     """`energy` and `probabilities` of images, given the K labels that are `known` (-1 where one is not)."""
-    distribution = model.label_distribution(pixels)
+    distribution = model.label_distribution(model.encode(pixels))
     labels = torch.tensor([known] * len(pixels), device=pixels.device)
     energies = -distribution.log_joint(labels)
     scores = model.log_odds(distribution.marginal_logits(labels)[0]).sigmoid()

@@ -1,33 +1,16 @@
 """The classifier that a joint model is measured against: the same network, trained to predict and nothing else."""
 
 import os
-import tempfile
 from collections.abc import Callable
 
-import torch
 from safetensors.torch import load_file
-from transformers import PrinterCallback, TrainerCallback
-from transformers.utils import logging
 
 from ..data.tensors import AttributeTensors
 from ..models.configuration_jem import JemConfig
 from ..models.modeling_jem import JemModel
-from ..training.arguments import JemTrainingArguments
-from ..training.devices import all_agree, has_native_bfloat16, join_processes
-from ..training.trainer import JemTrainer
+from ..training.classifier import BATCH_SIZE, TRAINING, train_classifier
+from ..training.devices import all_agree
 from .judges import cache_path, no_progress, save_atomically
-
-BATCH_SIZE = 64
-TRAINING = dict(
-    objective="classifier",
-    learning_rate=2e-3,
-    adam_beta2=0.99,
-    lr_scheduler_type="cosine",
-    warmup_steps=50,
-    max_grad_norm=1.0,
-    ema_decay=0.99,
-    seed=4321,
-)
 
 
 def load_classifier(
@@ -53,39 +36,6 @@ def load_classifier(
         model = JemModel(config)
         model.load_state_dict(load_file(path))
     else:
-        model = _train(train, config, num_epochs, progress)
+        model = train_classifier(JemModel(config), train, progress, num_train_epochs=num_epochs)
         save_atomically(model.state_dict(), path)
     return model.eval()
-
-
-def _train(train, config, num_epochs, progress) -> JemModel:
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the warnings of a training run are not those of an evaluation
-    try:
-        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
-            torch.manual_seed(TRAINING["seed"])
-            args = JemTrainingArguments(
-                output_dir=folder,
-                num_train_epochs=num_epochs,
-                per_device_train_batch_size=max(1, BATCH_SIZE // join_processes().num_processes),
-                save_strategy="no",
-                disable_tqdm=True,
-                use_cpu=not torch.cuda.is_available(),
-                bf16=has_native_bfloat16("cuda" if torch.cuda.is_available() else "cpu"),
-                **TRAINING,
-            )
-            trainer = JemTrainer(model=JemModel(config), args=args, train_dataset=train)
-            trainer.remove_callback(PrinterCallback)
-            trainer.add_callback(_StepCallback(progress))
-            trainer.train()
-            return trainer.ema.module.cpu()
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-class _StepCallback(TrainerCallback):
-    def __init__(self, progress):
-        self.progress = progress
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.progress(state.global_step, state.max_steps)

@@ -6,6 +6,7 @@ import timm
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .autoencoder_jem import complete_autoencoder
 from .hub_jem import IS_REMOTE_CODE, OnHub
 from .values_jem import BINARY, LARGEST, as_choice, as_float, label_of, value_of
 
@@ -36,6 +37,10 @@ class JemConfig(OnHub, PreTrainedConfig):
         backbone_kwargs (`dict`, *optional*): Arguments for `timm.create_model`, such as `{"width": 64}`.
         image_size (`int`, defaults to 32): Height and width of the images, in pixels.
         num_channels (`int`, defaults to 3): Colour channels of the images.
+        autoencoder (`dict` or `str`, *optional*):
+            Puts the energy on codes of the images instead of their pixels: arguments of
+            [`Autoencoder`](autoencoder_jem.py) such as `{"code_channels": 8}`, or `{"from_pretrained": name}` of a
+            `JemModel` or of an autoencoder of diffusers, which a plain name means as well.
         head (`str`, defaults to `"product"`):
             How features and labels make an energy: `"product"` (labels independent given the image), `"pairwise"`,
             `"dot"` or `"mlp"`, see [`heads_jem`](heads_jem.py).
@@ -44,8 +49,8 @@ class JemConfig(OnHub, PreTrainedConfig):
             `"langevin"` (the paper's chain from uniform noise, for energies trained by contrastive divergence).
         num_inference_steps (`int`, defaults to 16): Steps of the generating chain.
         flow_time (`float`, defaults to 1.6): Sum of the step sizes of the flow.
-        step_size (`float`, defaults to 4.0): Step of the Langevin chain, in pixels of [-1, 1].
-        noise_scale (`float`, defaults to 0.002): Noise of the Langevin chain, in pixels of [-1, 1].
+        step_size (`float`, defaults to 4.0): Step of the Langevin chain, in pixels of [-1, 1] or codes.
+        noise_scale (`float`, defaults to 0.002): Noise of the Langevin chain, in pixels of [-1, 1] or codes.
         guidance_scale (`float`, defaults to 2.0): g in `log p(x) + g log p(y|x)`.
         free_attributes (`str`, defaults to `"complete"`):
             What becomes of attributes that a request leaves open: `"marginalise"` (summed out), `"gibbs"` (drawn along
@@ -69,6 +74,7 @@ class JemConfig(OnHub, PreTrainedConfig):
     backbone_kwargs: dict | None = None
     image_size: int = 32
     num_channels: int = 3
+    autoencoder: dict | str | None = None
     head: str = "product"
     sampler: str = "flow"
     num_inference_steps: int = 16
@@ -86,6 +92,8 @@ class JemConfig(OnHub, PreTrainedConfig):
         self._check_attributes(self.attributes or [], self.attribute_values)
         self.novel_combinations = [self._with_values(each) for each in self.novel_combinations]
         self._check_settings()
+        if self.autoencoder is not None:
+            self.autoencoder = complete_autoencoder(self.autoencoder, self.image_size, self.num_channels)
         kwargs["id2label"] = dict(enumerate(self.label_names))
         kwargs["label2id"] = {name: i for i, name in enumerate(self.label_names)}
         kwargs.pop("num_labels", None)
@@ -138,6 +146,14 @@ class JemConfig(OnHub, PreTrainedConfig):
             found = config_dict.get("model_type") if isinstance(config_dict, dict) else config_dict
             raise ValueError(f"this is not the config of a JemModel but {found!r}: load another folder, or AutoModel")
         return super().from_dict(config_dict, **kwargs)
+
+    @property
+    def code_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the energy sees: codes, or the images themselves where there is no autoencoder."""
+        if self.autoencoder is None:
+            return self.num_channels, self.image_size, self.image_size
+        size = self.autoencoder["code_size"]
+        return self.autoencoder["code_channels"], size, size
 
     def values(self, attribute: str) -> list[str]:
         """The values of one attribute, in the order of their label indices."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 
 from .chains_jem import Schedule, progress_of
 from .configuration_jem import CHOICES, JemConfig
@@ -30,7 +31,8 @@ class SamplingMixin:
     label_prior: PairwiseLabelPrior
     label_distribution: Callable[..., LabelDistribution]
     _checked: Callable[..., torch.Tensor]
-    _check_pixels: Callable[[torch.Tensor], None]
+    encode: Callable[[torch.Tensor], torch.Tensor]
+    decode: Callable[[torch.Tensor], torch.Tensor]
 
     @torch.no_grad()
     def generate(
@@ -57,7 +59,7 @@ class SamplingMixin:
                 See [`JemConfig`]; a higher scale obeys more and varies less.
             sampler (`str`), sampler_kwargs (`dict`):
                 One of `SAMPLERS` (sampling_jem.py), and its own arguments, which stand in for those of the config.
-            noise (`torch.Tensor` of shape (B, C, H, W)): Start of the chain, drawn if not given.
+            noise (`torch.Tensor` of shape (B, *config.code_shape)): Start of the chain, drawn if not given.
             generator (`torch.Generator`): Source of all randomness, on the device of the model.
             batch_size (`int`): Images that the network sees at once, see [`JemModel.potentials`].
             callback: Called with the images and [`ChainInfo`](chains_jem.py) before each step; True ends the chain.
@@ -78,18 +80,20 @@ class SamplingMixin:
         if free_attributes == "gibbs" and condition.labels.ndim == 3:
             raise ValueError("alternatives are not drawn along the chain: free_attributes is complete or marginalise")
         if noise is None:
-            shape = (len(condition.labels), config.num_channels, config.image_size, config.image_size)
-            noise = initial_noise(config.sampler, shape, self.device, generator)
-        self._check_pixels(noise)
-        return run_chain(
+            noise = self.initial_noise(len(condition.labels), generator)
+        if noise.shape != (len(condition.labels), *config.code_shape):
+            shape = (len(condition.labels), *config.code_shape)
+            raise ValueError(f"noise of shape {shape} is expected, a batch of images, not {tuple(noise.shape)}")
+        codes, labels = run_chain(
             label_distribution=partial(self.label_distribution, batch_size=batch_size, label_sampler=label_sampler),
             x=noise,
             condition=condition,
             gibbs_every=int(free_attributes == "gibbs"),
             generator=generator,
-            callback=callback,
+            callback=self._seeing_images(callback),
             **settings,
         )
+        return self._decoded(codes, batch_size), labels
 
     @torch.no_grad()
     def edit(
@@ -112,7 +116,8 @@ class SamplingMixin:
 
         The end of the config's chain starts at the image with a share of noise (Meng et al. 2022, arXiv 2108.01073),
         and ascends `log p(x) + g log p(asked|x) + h log p(others|x)`, the others as the model sees them in the image.
-        With a mask it draws only inside it (in-painting), from noise, around what is known.
+        With a mask it draws only inside it (in-painting), from noise, around what is known: pixels outside stay. Where
+        the energy is one of codes, all codes that the mask touches are drawn anew.
 
         Args:
             pixel_values (`torch.Tensor` of shape (B, C, H, W)): Images in [-1, 1].
@@ -131,7 +136,7 @@ class SamplingMixin:
         Raises:
             ValueError: a strength out of its range, or a mask of another shape.
         """
-        self._check_pixels(pixel_values)
+        known = self.encode(pixel_values)
         strength = 1.0 if mask is not None else strength
         if not 0 < strength <= 1:
             raise ValueError(f"strength is above 0 and at most 1, not {strength}")
@@ -144,27 +149,45 @@ class SamplingMixin:
         label_distribution = partial(self.label_distribution, batch_size=batch_size)
         condition = Condition(labels)
         if hold_scale:
-            seen = label_distribution(pixel_values).marginal_logits()[0].argmax(-1)
+            seen = label_distribution(known).marginal_logits()[0].argmax(-1)
             weights = torch.where(labels >= 0, guidance_scale, hold_scale)
             condition, guidance_scale = Condition(torch.where(labels >= 0, labels, seen), weights), 1.0
         if noise is None:
-            noise = initial_noise(self.config.sampler, pixel_values.shape, self.device, generator)
+            noise = self.initial_noise(len(known), generator)
         settings = self.edit_settings(strength, mask is not None, num_inference_steps, guidance_scale)
         if mask is not None:
             way, at_data = self._way(settings)
+            inside = F.adaptive_max_pool2d(mask.float(), known.shape[-2:]) > 0
 
-            def project(x, step):  # pixels outside the mask are on their way from noise to the image
-                return torch.where(mask, x, torch.lerp(noise, pixel_values, min(1.0, way[step] / at_data)))
+            def project(x, step):  # what is outside the mask is on its way from noise to the image
+                return torch.where(inside, x, torch.lerp(noise, known, min(1.0, way[step] / at_data)))
 
             settings["project"] = project
-        return run_chain(
+        codes, labels = run_chain(
             label_distribution=label_distribution,
-            x=torch.lerp(noise, pixel_values, 1 - strength),
+            x=torch.lerp(noise, known, 1 - strength),
             condition=condition,
             generator=generator,
-            callback=callback,
+            callback=self._seeing_images(callback),
             **settings,
         )
+        x = self._decoded(codes, batch_size)
+        return x if mask is None else torch.where(mask, x, pixel_values), labels
+
+    def initial_noise(self, num: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Where chains of `num` images start, (num, *config.code_shape); see `sampling_jem.initial_noise`."""
+        kind = "flow" if self.config.autoencoder else self.config.sampler
+        return initial_noise(kind, (num, *self.config.code_shape), self.device, generator)
+
+    def _decoded(self, codes: torch.Tensor, batch_size: int | None) -> torch.Tensor:
+        """Images, the network seeing at most `batch_size` at once."""
+        return torch.cat([self.decode(part) for part in codes.split(batch_size or len(codes))])
+
+    def _seeing_images(self, callback: Callable | None) -> Callable | None:
+        """A callback that is called with images where the chain is one of codes."""
+        if callback is None or self.config.autoencoder is None:
+            return callback
+        return lambda codes, *rest: callback(self.decode(codes), *rest)
 
     def mixture(self, first: torch.Tensor, second: torch.Tensor, shares: torch.Tensor) -> Condition:
         """Of labels (B, K), -1 where free, and shares s (B,): `(1 - s) log p~(x, first) + s log p~(x, second)`."""
@@ -186,11 +209,16 @@ class SamplingMixin:
         scale = as_float("guidance_scale", config.guidance_scale if guidance_scale is None else guidance_scale)
         defaults: dict[str, dict] = {
             "flow": {"step_size": flow_steps(num_steps, config.flow_time)},
-            "langevin": {"step_size": config.step_size, "noise_scale": config.noise_scale, "bounds": (-1.0, 1.0)},
+            "langevin": {"step_size": config.step_size, "noise_scale": config.noise_scale, "bounds": self.bounds},
         }
         settings = defaults.get(sampler, {}) | (sampler_kwargs or {})
         _check_arguments(sampler, settings)
         return {"sampler": sampler, "num_steps": num_steps, "guidance_scale": scale, **settings}
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Of what the energy sees: pixels are in [-1, 1], codes anywhere."""
+        return (-1.0, 1.0) if self.config.autoencoder is None else None
 
     def edit_settings(
         self, strength: float, masked: bool, num_steps: int | None = None, guidance_scale: float | None = None

@@ -27,7 +27,7 @@ class CheckedWeights:
         except SafetensorError as error:
             raise OSError(f"the weights of {name} are damaged or no safetensors ({error}): get them anew") from error
         _check_weights(name, model, info)
-        model.backbone.to(memory_format=torch.channels_last)
+        model.to_channels_last()
         model._revision = kwargs.get("revision")
         return (model, info) if output_loading_info else model
 

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .autoencoder_jem import create_autoencoder, load_diffusers, read_config
 from .backbone_jem import create_backbone, init_non_persistent_buffers
 from .configuration_jem import JemConfig
 from .generation_jem import SamplingMixin
@@ -34,7 +35,8 @@ class JemOutput(ModelOutput):
         loss (`torch.Tensor` of shape (1,), *optional*): Mean of `-log p(y_k | x, all other labels)` in nats over the
             labels present, with interactions the pseudo-likelihood (Besag 1975).
         logits (`torch.Tensor` of shape (B, L)): Log-odds of every entry of `config.id2label`.
-        energy (`torch.Tensor` of shape (B,)): `E(x, y_O)`; without labels `E(x)`. Lower is more probable.
+        energy (`torch.Tensor` of shape (B,)): `E(x, y_O)`; without labels `E(x)`. Lower is more probable. With an
+            autoencoder it is that of the code.
         attribute_logits (`torch.Tensor` of shape (B, K, V)): Their softmax is `p(y_k|x)`; -inf without a value.
         potentials (`torch.Tensor` of shape (B, ...)): What the head made of the images, see [`Head`](heads_jem.py).
     """
@@ -66,11 +68,37 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
     def __init__(self, config: JemConfig):
         super().__init__(config)
         settings = config.backbone_kwargs or {}
-        self.backbone = create_backbone(config.backbone, config.image_size, config.num_channels, **settings)
+        channels, size, _ = config.code_shape
+        self.autoencoder = None
+        if config.autoencoder is not None:
+            self.autoencoder = create_autoencoder(config.autoencoder, config.image_size, config.num_channels)
+            if name := config.autoencoder.pop("from_pretrained", None):
+                self._load_autoencoder(name)
+            self.autoencoder.requires_grad_(False)  # what an energy is of must not change while it is trained
+        self.backbone = create_backbone(config.backbone, size, channels, **settings)
         self.head = HEADS[config.head](self.backbone.head_hidden_size, config.num_values)
         self.label_prior = PairwiseLabelPrior(config.num_values)
         self.post_init()
-        self.backbone.to(memory_format=torch.channels_last)  # convolutions of images follow their weights
+        self.to_channels_last()
+
+    def _load_autoencoder(self, name: str) -> None:
+        """Take over the autoencoder of another `JemModel`, or one of diffusers."""
+        if read_config(name).get("model_type") == self.config.model_type:
+            self.autoencoder.load_state_dict(JemModel.from_pretrained(name).autoencoder.state_dict())
+        else:
+            load_diffusers(self.autoencoder, name)
+
+    def to_channels_last(self) -> None:
+        """Convolutions follow the layout of their weights, and are faster in this one."""
+        for network in filter(None, (self.autoencoder, self.backbone)):
+            network.to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> "JemModel":
+        """As torch's; an autoencoder stays in evaluation mode, with the statistics of the codes that it has."""
+        super().train(mode)
+        if self.autoencoder is not None:
+            self.autoencoder.eval()
+        return self
 
     def _init_weights(self, module):
         init_non_persistent_buffers(module)  # and nothing else: timm and torch have initialised the rest
@@ -90,34 +118,51 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
         size = self.config.image_size
         return JemImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
-    def potentials(self, pixel_values: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
+    def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
-        What the head makes of images (B, C, H, W) in [-1, 1], float32; f(x) (B, K, V) for the head "product".
+        What the energy sees, (B, *config.code_shape), of images (B, C, H, W) in [-1, 1]: their codes, about
+        standard normal, or without an autoencoder the images themselves.
+        """
+        self._check_pixels(pixel_values)
+        return pixel_values if self.autoencoder is None else self.autoencoder.encode(pixel_values.to(self.dtype))
 
-        With `batch_size` the network sees at most so many images at once, and a backward pass goes through it once
-        more instead of keeping what it computed (Chen et al. 2016, arXiv 1604.06174): less memory, more time.
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Images (B, C, H, W), about [-1, 1], of codes (B, *config.code_shape)."""
+        return codes if self.autoencoder is None else self.autoencoder.decode(codes.to(self.dtype)).to(codes.dtype)
+
+    def potentials(self, codes: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
         """
-        if batch_size is not None and len(pixel_values) > batch_size:
-            parts = pixel_values.split(batch_size)
+        What the head makes of codes (B, *config.code_shape), float32; f(x) (B, K, V) for the head "product".
+
+        With `batch_size` the network sees at most so many at once, and a backward pass goes through it once more
+        instead of keeping what it computed (Chen et al. 2016, arXiv 1604.06174): less memory, more time.
+        """
+        if batch_size is not None and len(codes) > batch_size:
+            parts = codes.split(batch_size)
             potentials = [checkpoint(self.potentials, x, use_reentrant=False, preserve_rng_state=False) for x in parts]
             return torch.cat(potentials)
-        self._check_pixels(pixel_values)
-        return self.head(self.backbone(pixel_values.to(self.dtype)))
+        if self.autoencoder is None:
+            self._check_pixels(codes)
+        return self.head(self.backbone(codes.to(self.dtype)))
 
     def label_distribution(
-        self, pixel_values: torch.Tensor, batch_size: int | None = None, label_sampler: str | None = None
+        self, codes: torch.Tensor, batch_size: int | None = None, label_sampler: str | None = None
     ) -> LabelDistribution:
-        """The labels given images (B, C, H, W) in [-1, 1]: all that chains, losses and predictions ask for."""
-        potentials = self.potentials(pixel_values, batch_size)
+        """The labels given codes (B, *config.code_shape), see `encode`: all that chains, losses and predictions use."""
+        potentials = self.potentials(codes, batch_size)
         return self.head.distribution(potentials, label_sampler or self.config.label_sampler)
 
     def log_joint(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Unnormalised `log p(x, y_O)` (B,); labels (B, K) of -1 are missing and marginalised."""
-        return self.label_distribution(pixel_values).log_joint(self._checked(labels, len(pixel_values)))
+        """
+        Unnormalised `log p(x, y_O)` (B,) of images (B, C, H, W) in [-1, 1], or of their codes where the energy is of
+        these; labels (B, K) of -1 are missing and marginalised.
+        """
+        distribution = self.label_distribution(self.encode(pixel_values))
+        return distribution.log_joint(self._checked(labels, len(pixel_values)))
 
     def log_marginal(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Unnormalised `log p(x)` (B,)."""
-        return self.label_distribution(pixel_values).log_marginal()
+        """Unnormalised `log p(x)` (B,), as [`log_joint`]."""
+        return self.label_distribution(self.encode(pixel_values)).log_marginal()
 
     def predict_proba(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -126,28 +171,33 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
         Exact for the head "product" and for few attributes, else by Gibbs sampling.
         """
         labels = None if labels is None else self._checked(labels, len(pixel_values))
-        return self.label_distribution(pixel_values).marginal_logits(labels)[0].softmax(-1)
+        return self.label_distribution(self.encode(pixel_values)).marginal_logits(labels)[0].softmax(-1)
 
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
         potentials_only: bool = False,
+        codes: torch.Tensor | None = None,
     ) -> JemOutput | tuple:
         """
         Args:
             pixel_values (`torch.Tensor` of shape (B, C, H, W)): Images in [-1, 1].
             labels (`torch.LongTensor` of shape (B, K), *optional*): Value indices, -1 where missing.
             potentials_only (`bool`, defaults to False): Leave out all that sums over labels, as training does.
+            codes (`torch.Tensor` of shape (B, *config.code_shape)): What `encode` makes of images, in their place.
 
         Raises:
             ValueError: images or labels of a wrong shape, or a label that its attribute does not have.
         """
-        potentials = self.potentials(pixel_values)
+        if pixel_values is None and codes is None:
+            raise ValueError("pixel_values are expected, images (B, C, H, W) in [-1, 1]: use JemImageProcessor")
+        codes = self.encode(pixel_values) if codes is None else codes
+        potentials = self.potentials(codes)
         output = JemOutput(potentials=potentials)
         if not potentials_only:
-            labels = None if labels is None else self._checked(labels, len(pixel_values))
+            labels = None if labels is None else self._checked(labels, len(codes))
             distribution = self.head.distribution(potentials)
             logits, _ = distribution.marginal_logits()
             loss = None

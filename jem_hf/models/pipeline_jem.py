@@ -8,7 +8,7 @@ from transformers import Pipeline
 
 from .image_processing_jem import ImageSource, JemImageProcessor, open_image, read_image, to_mask
 from .requests_jem import Composition, Request, parse_composition, parse_request
-from .sampling_jem import NEVER, Condition, initial_noise
+from .sampling_jem import NEVER, Condition
 from .values_jem import as_float, as_int, as_python, nearest_name, shown, value_of
 
 BATCH_SIZE = 64
@@ -176,9 +176,8 @@ class AttributeConditionalGenerationPipeline(Pipeline):
     def _start(self, labels, weights, generator, num, to, complete) -> dict[str, torch.Tensor]:
         """Noise for `num` images of one request, and what they are to show: fields of a [`Condition`]."""
         model, config = self.model, self.model.config
-        shape = (num, config.num_channels, config.image_size, config.image_size)
         if to is None:
-            noise = initial_noise(config.sampler, shape, model.device, generator)
+            noise = model.initial_noise(num, generator)
             labels = labels[0] if len(labels) == 1 else labels
             weights = None if weights is None else weights.expand(num, -1)
             condition = Condition(labels.expand(num, *labels.shape), weights)
@@ -186,7 +185,7 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         else:
             ends = torch.stack([labels[0], torch.tensor(to, device=labels.device)])
             ends = model.label_prior.sample(ends, generator=generator) if complete else ends
-            noise = initial_noise(config.sampler, (1, *shape[1:]), model.device, generator).expand(shape)
+            noise = model.initial_noise(1, generator).expand(num, *config.code_shape)
             condition = model.mixture(*ends[:, None].expand(-1, num, -1), torch.linspace(0, 1, num))
         return {"noise": noise} | {name: field for name, field in vars(condition).items() if field is not None}
 
@@ -197,11 +196,11 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         if image is None:
             return self.model.generate(condition, noise=noise, **arguments)
         mask = None if mask is None else mask.expand(len(noise), -1, -1, -1)
-        return self.model.edit(image.expand_as(noise), condition.labels, mask=mask, noise=noise, **arguments)
+        return self.model.edit(image.expand(len(noise), -1, -1, -1), condition.labels, mask=mask, noise=noise, **arguments)
 
     def _scores(self, x, requested, labels) -> dict[str, torch.Tensor]:
         """What the model says of images (B, C, H, W)."""
-        distribution = self.model.label_distribution(x)
+        distribution = self.model.label_distribution(self.model.encode(x))
         log_joint = Condition(requested).log_joint(distribution)
         return {
             "pixel_values": x,

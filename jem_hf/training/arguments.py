@@ -52,6 +52,13 @@ class JemTrainingArguments(TrainingArguments):
     buffer_flip: bool = _arg(True, "mirror half of the samples before their chains go on")
     buffer_blur: bool = _arg(True, "blur half of the samples before their chains go on")
 
+    autoencoder_steps: int = _arg(2000, "of an autoencoder that the model has untrained: steps, before all others")
+    autoencoder_learning_rate: float = _arg(2e-3, "its learning rate")
+    autoencoder_noise: float = _arg(0.4, "standard deviation, at most, of noise on the codes that its decoder sees")
+    autoencoder_feature_weight: float = _arg(0.15, "weight of distances in features of a classifier")
+    autoencoder_feature_steps: int = _arg(800, "steps of that classifier, before the autoencoder's")
+    autoencoder_attribute_weight: float = _arg(0.1, "weight of -log p(y_k|code) of a linear layer")
+
     teacher: str = _arg("", "trained model (zoo name, Hub id or folder) that gives missing labels, see Teacher")
     horizontal_flip: bool = _arg(True, "mirror half of the training images")
     ema_decay: float = _arg(0.999, "decay of the moving average of the weights, which is what is saved")

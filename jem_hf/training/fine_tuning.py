@@ -95,7 +95,7 @@ class Teacher:
         self, x: torch.Tensor, labels: torch.Tensor, generator: torch.Generator | None = None
     ) -> torch.Tensor:
         """Labels (B, K) of images (B, C, H, W) in [-1, 1]: missing ones (-1) that the teacher knows are drawn."""
-        drawn = self.model.label_distribution(x).draw(labels, generator)
+        drawn = self.model.label_distribution(self.model.encode(x)).draw(labels, generator)
         return torch.where(self.known.to(x.device), drawn, labels)
 
     def label(self, dataset: Dataset, batch_size: int = 250, batches_of_stream: int = 8) -> torch.Tensor:

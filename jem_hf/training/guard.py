@@ -47,7 +47,7 @@ class Snapshot:
         self.weights, self.average = copy.deepcopy((trainer.model.state_dict(), trainer.ema.state_dict()))
         self.optimizer = copy.deepcopy(trainer.optimizer.state_dict()["state"])
         self.generator = trainer.generator.get_state()
-        self.buffer, self.overwritten = trainer.negatives.buffer, []
+        self.buffer, self.overwritten = trainer.negatives and trainer.negatives.buffer, []
         if self.buffer is not None:
             self.buffer.overwritten = self.overwritten
 
@@ -57,7 +57,8 @@ class Snapshot:
         trainer.ema.load_state_dict(self.average)
         trainer.optimizer.load_state_dict(trainer.optimizer.state_dict() | {"state": copy.deepcopy(self.optimizer)})
         trainer.generator.set_state(self.generator)
-        trainer.negatives.buffer = self.buffer
+        if trainer.negatives:
+            trainer.negatives.buffer = self.buffer
         if self.buffer is not None:
             for snapshot in [*reversed(later), self]:
                 self.buffer.undo(snapshot.overwritten)

@@ -45,11 +45,12 @@ class NegativeSampler:
     def __init__(self, model: JemModel, args: TrainingArguments, generator: torch.Generator):
         self.model, self.args, self.generator = model, args, generator
         self.buffer = None
+        self.dtype = torch.uint8 if model.config.autoencoder is None else torch.bfloat16
         self.motion = torch.zeros(())  # mean absolute way of a pixel along the last chains
 
     def sample(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Run as many chains as there are images `x` (B, C, H, W) of the data, in [-1, 1].
+        Run as many chains as there are images `x` (B, C, H, W) of the data, in [-1, 1], or codes of such.
 
         Returns:
             Images (B, C, H, W) and labels (B, K) at their ends, and 100 images that the buffer held before. Images
@@ -57,10 +58,10 @@ class NegativeSampler:
         """
         if self.buffer is None:
             shape = (self.args.buffer_size, *x.shape[1:])
-            images = noise_images(shape, self.generator, path=self._buffer_path())
+            images = noise_images(shape, self.generator, self._buffer_path(), self.dtype)
             self.buffer = ReplayBuffer(images, self.args.buffer_policy)
         settings = dict(label_distribution=self.model.label_distribution, generator=self.generator)
-        chain, last = self.args.chain(), None
+        chain, last = self.args.chain() | {"bounds": self.model.bounds}, None
         if self.args.kl_weight or self.args.entropy_weight:
             last = chain | {"num_steps": 1, "gibbs_every": 0}
             chain["num_steps"] -= 1
@@ -73,6 +74,19 @@ class NegativeSampler:
         others = self.buffer.sample(NUM_NEIGHBOURS, self.generator)
         self.buffer.push(x.detach(), self.generator)
         return x, labels, others
+
+    def noise(self, x: torch.Tensor, kind: str = "langevin") -> torch.Tensor:
+        """Noise of the shape of x: of pixels as [`initial_noise`] says, of codes always normal."""
+        kind = kind if self.model.config.autoencoder is None else "flow"
+        return initial_noise(kind, x.shape, x.device, self.generator)
+
+    def clip(self, x: torch.Tensor) -> torch.Tensor:
+        """Pixels within their bounds; codes have none."""
+        return x if self.model.bounds is None else x.clamp(*self.model.bounds)
+
+    def saturated(self, x: torch.Tensor) -> torch.Tensor:
+        """Share of the pixels that are black or white; of codes, beyond 10 standard deviations."""
+        return (x.detach().abs() >= (10 if self.model.bounds is None else 1)).float().mean()
 
     def free_labels(self, x: torch.Tensor) -> torch.Tensor:
         """Labels (B, K) of which none is given."""
@@ -92,7 +106,8 @@ class NegativeSampler:
         self.buffer = None
         if state:
             path, images = self._buffer_path(), state["images"]
-            images = map_images(images.shape, path) if path else torch.empty_like(images, device=self.model.device)
+            device = self.model.device
+            images = map_images(images.shape, path, self.dtype) if path else torch.empty_like(images, device=device)
             self.buffer = ReplayBuffer(images, self.args.buffer_policy)
             self.buffer.load_state_dict(state)
 
@@ -108,30 +123,31 @@ def from_data(sampler: NegativeSampler, x: torch.Tensor) -> torch.Tensor:
 
 def from_noise(sampler: NegativeSampler, x: torch.Tensor) -> torch.Tensor:
     """Short-run chains (Nijkamp et al. 2019)."""
-    return initial_noise("langevin", x.shape, x.device, sampler.generator)
+    return sampler.noise(x)
 
 
 def from_noised_data(sampler: NegativeSampler, x: torch.Tensor) -> torch.Tensor:
     """A random way between noise and data."""
     t = torch.rand(len(x), 1, 1, 1, generator=sampler.generator, device=x.device)
-    return torch.lerp(initial_noise("flow", x.shape, x.device, sampler.generator), x, t).clamp(-1, 1)
+    return sampler.clip(torch.lerp(sampler.noise(x, "flow"), x, t))
 
 
 def from_flow(sampler: NegativeSampler, x: torch.Tensor) -> torch.Tensor:
     """A few steps of gradient flow from noise, as the warm-up samples."""
     model, generator = sampler.model, sampler.generator
-    noise = initial_noise("flow", x.shape, x.device, generator)
     x, _ = run_chain(
-        "flow", model.label_distribution, noise, sampler.free_labels(x), num_steps=NUM_FLOW_STEPS,
+        "flow", model.label_distribution, sampler.noise(x, "flow"), sampler.free_labels(x), num_steps=NUM_FLOW_STEPS,
         step_size=flow_steps(NUM_FLOW_STEPS, model.config.flow_time), gibbs_every=1, generator=generator,
     )  # fmt: skip
-    return x.clamp(-1, 1)
+    return sampler.clip(x)
 
 
 def from_buffer(sampler: NegativeSampler, x: torch.Tensor) -> torch.Tensor:
     """Persistent chains (Tieleman 2008), a share of them restarted from noise."""
     args, generator = sampler.args, sampler.generator
-    start = augment(sampler.buffer.sample(len(x), generator), args.buffer_flip, args.buffer_blur, generator)
+    start = sampler.buffer.sample(len(x), generator)
+    if sampler.model.config.autoencoder is None:  # mirrored or blurred codes are none of mirrored or blurred images
+        start = augment(start, args.buffer_flip, args.buffer_blur, generator)
     restart = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < args.restart_probability
     return torch.where(restart, from_noise(sampler, x), start)
 
@@ -155,7 +171,8 @@ CHAIN_STARTS = {
 
 class ReplayBuffer:
     """
-    Images, of fixed number, at first noise: samples that wait for their chains to go on, without labels.
+    Images, of fixed number, at first noise: samples that wait for their chains to go on, without labels. Pixels are
+    held as uint8, codes as bfloat16.
 
     They are held in 8 bits and dequantised when they are drawn, as the data is: uniform noise of width 1/128. They may
     lie on another device than the chains, or on disk (see [`noise_images`]).
@@ -180,7 +197,8 @@ class ReplayBuffer:
         """Random images (num, C, H, W) in [-1, 1], on the device of the generator."""
         device = self.images.device if generator is None else generator.device
         rows = torch.randint(len(self), (num,), generator=generator, device=device).to(self.images.device)
-        return dequantise(self.images[rows].to(device), generator)
+        images = self.images[rows].to(device)
+        return dequantise(images, generator) if images.dtype == torch.uint8 else images.float()
 
     def push(self, x: torch.Tensor, generator: torch.Generator | None = None) -> None:
         """Store images (B, C, H, W) in [-1, 1]."""
@@ -194,7 +212,8 @@ class ReplayBuffer:
         by_row = rows.argsort(stable=True)
         last = by_row[rows[by_row].diff(append=rows.new_tensor([-1])) != 0]
         last = last[rows[last] < len(self)]
-        rows, images = rows[last], quantise(x).to(rows.device)[last]
+        images = quantise(x) if self.images.dtype == torch.uint8 else x.to(self.images.dtype)
+        rows, images = rows[last], images.to(rows.device)[last]
         if self.overwritten is not None:
             self.overwritten.append((rows, self.images[rows], self.num_seen))
         self.images[rows] = images
@@ -213,17 +232,20 @@ class ReplayBuffer:
         self.num_seen = int(state["num_seen"])
 
 
-def map_images(shape: tuple[int, ...], path: str) -> torch.Tensor:
-    """uint8 images (N, C, H, W) that are the bytes of a file, which is made where there is none."""
-    return torch.from_file(path, shared=True, size=math.prod(shape), dtype=torch.uint8).view(shape)
+def map_images(shape: tuple[int, ...], path: str, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+    """Images (N, C, H, W) that are the bytes of a file, which is made where there is none."""
+    return torch.from_file(path, shared=True, size=math.prod(shape), dtype=dtype).view(shape)
 
 
-def noise_images(shape: tuple[int, ...], generator: torch.Generator, path: str | None = None) -> torch.Tensor:
-    """Random uint8 images (N, C, H, W), in memory, or on the CPU as a memory map of the file `path`."""
-    settings = dict(generator=generator, dtype=torch.uint8, device=generator.device)
-    if path is None:
-        return torch.randint(256, shape, **settings)
-    images = map_images(shape, path)
-    for part in images.split(1024):  # the draws of all pixels at once would need the memory that the map saves
-        part.copy_(torch.randint(256, part.shape, **settings))
+def noise_images(
+    shape: tuple[int, ...], generator: torch.Generator, path: str | None = None, dtype: torch.dtype = torch.uint8
+) -> torch.Tensor:
+    """Random uint8 images (N, C, H, W) or normal codes, in memory, or on the CPU as a memory map of the file `path`."""
+    device = generator.device
+    images = torch.empty(shape, dtype=dtype, device=device) if path is None else map_images(shape, path, dtype)
+    for part in images.split(1024):  # the draws of all pixels at once would need the memory that a map saves
+        if dtype == torch.uint8:
+            part.copy_(torch.randint(256, part.shape, generator=generator, dtype=dtype, device=device))
+        else:
+            part.copy_(torch.randn(part.shape, generator=generator, device=device))
     return images

@@ -21,14 +21,14 @@ Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 def classifier(trainer: Trainer, model: torch.nn.Module, x: torch.Tensor, labels: torch.Tensor) -> Loss:
     """Mean of `-log p(y_k | x)`, and nothing of images."""
-    return _cross_entropy(trainer, _label_distribution(trainer, model, x), labels)
+    return _cross_entropy(trainer, _label_distribution(trainer, model, trainer.encode(x)), labels)
 
 
 def warmup(trainer: Trainer, model: torch.nn.Module, x: torch.Tensor, labels: torch.Tensor) -> Loss:
     """Equilibrium Matching of the joint energy, without chains, and the classifier beside it."""
     args, generator = trainer.args, trainer.generator
     label_distribution = partial(_label_distribution, trainer, model)
-    matching = equilibrium_matching(label_distribution, x, labels, generator, args.decay_start)
+    matching = equilibrium_matching(label_distribution, trainer.encode(x), labels, generator, args.decay_start)
     if args.cross_entropy_shift:
         x = random_shift(x, args.cross_entropy_shift, generator)
     loss, stats = classifier(trainer, model, x, labels)
@@ -62,11 +62,12 @@ def contrast(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], Any]:
     """Contrastive divergence with its extra terms, what to log, and the distribution of the data's labels."""
     args, generator, head = trainer.args, trainer.generator, trainer.model.head
+    x = trainer.encode(x)
     with trainer.accelerator.autocast():
         samples, sample_labels, others = trainer.negatives.sample(x)
     if args.data_noise:
-        x = (x + args.data_noise * torch.empty_like(x).normal_(generator=generator)).clamp(-1, 1)
-    potentials = model(pixel_values=torch.cat([x, samples.detach()]), potentials_only=True).potentials
+        x = trainer.negatives.clip(x + args.data_noise * torch.empty_like(x).normal_(generator=generator))
+    potentials = model(codes=torch.cat([x, samples.detach()]), potentials_only=True).potentials
     of_data, of_samples = map(head.distribution, potentials.chunk(2))
     if not of_data.is_exact:  # Fisher's identity: labels that are drawn have the gradient of their sum
         labels = of_data.draw(labels, generator)
@@ -76,7 +77,7 @@ def contrast(
         "energy_data": -log_p_data.mean(),
         "energy_samples": -log_p_samples.mean(),
         "energy_gap": -loss,
-        "saturated": (samples.detach().abs() >= 1).float().mean(),
+        "saturated": trainer.negatives.saturated(samples),
         "motion": trainer.negatives.motion,
         "difference": _typical_difference(samples.detach()),
     }
@@ -84,7 +85,7 @@ def contrast(
         loss = loss + args.energy_penalty * (log_p_data.square().mean() + log_p_samples.square().mean())
     if args.kl_weight:
         with frozen(trainer.model), trainer.accelerator.autocast():
-            log_p_last = trainer.model.log_joint(samples, sample_labels)
+            log_p_last = trainer.model.label_distribution(samples).log_joint(sample_labels)
         loss = loss - args.kl_weight * log_p_last.mean()
         stats["log_p_last_step"] = log_p_last.mean()
     if args.entropy_weight:
@@ -94,9 +95,9 @@ def contrast(
     return loss, stats, of_data
 
 
-def _label_distribution(trainer, model, x):
+def _label_distribution(trainer, model, codes):
     """`JemModel.label_distribution`, by way of the wrapped model."""
-    return trainer.model.head.distribution(model(pixel_values=x, potentials_only=True).potentials)
+    return trainer.model.head.distribution(model(codes=codes, potentials_only=True).potentials)
 
 
 def _cross_entropy(trainer, distribution, labels) -> Loss:

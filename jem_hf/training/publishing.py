@@ -11,12 +11,13 @@ from ..data.tensors import AttributeTensors
 from ..hub.cards import without_folders, write_card
 from ..models.hub_jem import describe_files
 from ..models.modeling_jem import JemModel
-from .resume import ResumableTrainer, failure_is_a_warning
+from .averaging import AveragingTrainer
+from .resume import failure_is_a_warning
 
 METRICS = ("accuracy", "f1_macro", "f1_micro", "ap", "auroc", "nll", "brier", "ece")  # on the card of a run
 
 
-class PublishingTrainer(ResumableTrainer):
+class PublishingTrainer(AveragingTrainer):
     """
     A trainer that writes a card beside each model that it saves, and pushes what `JemModel.push_to_hub` pushes, never
     arguments, logs or a template of a card.

@@ -15,6 +15,7 @@ from ..models.image_processing_jem import JemImageProcessor
 from ..models.modeling_jem import JemModel
 from ..models.values_jem import nearest_name
 from .arguments import JemTrainingArguments
+from .autoencoder import train_autoencoder
 from .fields import SECTIONS, check_types, expand_home, field_value, read_yaml, section_of
 from .fine_tuning import load_resized, unite_attributes
 from .splits import load_splits
@@ -26,7 +27,7 @@ if not RECIPES.is_dir():  # not installed, but used where it is developed
     RECIPES = Path(__file__).resolve().parents[2] / "training" / "recipes"
 EVALUATION_SPLITS = ("validation", "valid", "val", "dev", "eval", "test")  # the first that the data has
 METRICS = "loss accuracy f1_macro f1_micro ap auroc nll brier ece ece_equal_mass ece_positive".split()
-NETWORK_FIELDS = ("backbone", "backbone_kwargs", "image_size", "num_channels", "head")
+NETWORK_FIELDS = ("autoencoder", "backbone", "backbone_kwargs", "image_size", "num_channels", "head")
 
 
 @dataclass
@@ -120,7 +121,10 @@ def train(recipe: Recipe, resume: bool = False) -> tuple[JemTrainer, dict]:
     if pretrained:
         splits, values = unite_attributes(splits, values, JemConfig.from_pretrained(pretrained))
     trainer = make_trainer(recipe, splits, values, processor)
-    trainer.train(resume_from_checkpoint=trainer.newest_checkpoint() if resume else None)
+    checkpoint = trainer.newest_checkpoint() if resume else None
+    if checkpoint is None:
+        train_autoencoder(trainer, resume)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
     return trainer, splits

@@ -68,7 +68,7 @@ class ResumableTrainer(Trainer):
             if resume_from_checkpoint is None:
                 raise ValueError(f"{self.args.output_dir} has no checkpoint to go on from")
         if resume_from_checkpoint:
-            self._check_fits(resume_from_checkpoint)
+            self.check_fits(resume_from_checkpoint)
         if self.args.should_save:
             remove_partial_folders(self.args.output_dir)
         self.run_id = of_first_process(new_run_id())
@@ -108,7 +108,7 @@ class ResumableTrainer(Trainer):
             if not self._differences(checkpoint):
                 return str(checkpoint)
         if checkpoints:
-            self._check_fits(checkpoints[-1])
+            self.check_fits(checkpoints[-1])
         return None
 
     def _differences(self, checkpoint) -> list[str]:
@@ -118,7 +118,8 @@ class ResumableTrainer(Trainer):
         own = json.loads(json.dumps(self.identity()))
         return [name for name, value in own.items() if saved.get(name, value) != value]
 
-    def _check_fits(self, checkpoint) -> None:
+    def check_fits(self, checkpoint: str | Path) -> None:
+        """Raise `ValueError` for a folder that another run has written."""
         if different := self._differences(checkpoint):
             raise ValueError(
                 f"{checkpoint} is a checkpoint of another run: {', '.join(different)} differ. Give another "

@@ -1,21 +1,14 @@
 """Training: the one place that knows model, objective, chains and buffer together."""
 
-import hashlib
 import os
-import time
-from collections import defaultdict
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from timm.optim import Muon
-from timm.utils import ModelEmaV3
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torch.utils.data import Dataset
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from ..metrics.prediction import prediction_metrics
@@ -25,7 +18,6 @@ from ..plots import image_grid
 from .arguments import JemTrainingArguments
 from .augmentation import augment, dequantise
 from .fine_tuning import Teacher
-from .guard import WATCHED, Guard
 from .negatives import NegativeSampler
 from .objectives import OBJECTIVES
 from .publishing import PublishingTrainer
@@ -41,24 +33,13 @@ class JemTrainer(PublishingTrainer):
     the buffer and the generator, and resumes exactly. A [`Guard`] goes back to a good state when training diverges.
     """
 
-    loss_is_scaled_for_ga = False
-
     def __init__(self, model: JemModel, args: JemTrainingArguments, **kwargs):
         kwargs.setdefault("compute_metrics", self._prediction_metrics)
         super().__init__(model=model, args=args, **kwargs)
-        self.generator = torch.Generator(self.model.device).manual_seed(args.seed + args.process_index)
-        warmup = dict(use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)  # of step n at most (n - 1) / (n + 8)
-        self.ema = ModelEmaV3(self.model, args.ema_decay, exclude_buffers=True, **warmup).requires_grad_(False)
         self.negatives = NegativeSampler(self.model, args, self.generator)
         self.teacher = None
         if args.teacher:
             self.teacher = Teacher(JemModel.from_pretrained(args.teacher).to(args.device), self.model.config)
-        self.readings = {}  # scalars of the last step, for the guard
-        self.forget_log()
-        self.add_callback(_StepCallback(self))
-        self.guard = Guard(self) if args.guard_steps else None
-        if self.guard:
-            self.add_callback(self.guard)
 
     # A step
 
@@ -71,34 +52,25 @@ class JemTrainer(PublishingTrainer):
         is_chain_free = self.state.global_step < self.args.chain_free_steps
         objective = OBJECTIVES["warmup" if is_chain_free else self.args.objective]
         loss, stats = objective(self, model, x, labels)
-        for name, value in stats.items():
-            self._log_values[name].append(value.detach())
-        self._log_images += len(x)
-        self.readings = {"loss": loss} | {name: stats[name] for name in WATCHED if name in stats}
+        self.note(loss, stats, len(x))
         return (loss, {}) if return_outputs else loss
 
-    def _get_grad_norm(self, model, grad_norm=None):
-        grad_norm = super()._get_grad_norm(model, grad_norm)
-        self.readings["gradient_norm"] = torch.as_tensor(grad_norm, device=self.args.device)
-        return grad_norm
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._log_images:
-            means = torch.stack([torch.stack(values).mean() for values in self._log_values.values()])
-            means = self.accelerator.reduce(means, "mean").tolist()
-            logs |= {name: round(mean, 4) for name, mean in zip(self._log_values, means)}
-            elapsed = time.time() - self._log_time
-            logs["images_per_second"] = round(self._log_images * self.args.world_size / elapsed, 1)
-            self.forget_log()
-        super().log(logs, start_time)
-
-    def forget_log(self) -> None:
-        """Begin the means of the next log anew."""
-        self._log_values, self._log_images, self._log_time = defaultdict(list), 0, time.time()
+    @torch.no_grad()
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """What the energy sees of images (B, C, H, W): see [`JemModel.encode`]."""
+        return self.model.encode(x)
 
     # The loop around it
 
+    @property
+    def lacks_autoencoder(self) -> bool:
+        """Whether the model has an autoencoder that has never seen an image."""
+        autoencoder = self.model.autoencoder
+        return autoencoder is not None and not autoencoder.standardise.num_batches_tracked.item()
+
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
+        if self.lacks_autoencoder and not resume_from_checkpoint:
+            raise ValueError("the model's autoencoder is untrained: call train_autoencoder(trainer) before")
         labels = self.teacher.label(self.train_dataset) if self.teacher else _all_labels(self.train_dataset)
         self.model.label_prior.fit(labels)
         self.ema.module.label_prior.load_state_dict(self.model.label_prior.state_dict())
@@ -152,71 +124,19 @@ class JemTrainer(PublishingTrainer):
         grid = image_grid(JemImageProcessor.to_pil(x), scale=max(1, 96 // x.shape[-1]))
         grid.save(os.path.join(self.args.output_dir, f"samples-{self.state.global_step}.png"))
 
-    # Checkpoints: model.safetensors is the moving average; beside it lies what training needs to go on
+    # Checkpoints
 
     def identity(self) -> dict:
-        fields = "attributes attribute_values backbone backbone_kwargs head image_size num_channels"
+        fields = "attributes attribute_values autoencoder backbone backbone_kwargs head image_size num_channels"
         identity = {name: getattr(self.model.config, name) for name in fields.split()}
-        identity["objective"] = self.args.objective
-        if hasattr(self.train_dataset, "labels"):  # those of a stream are known when it is read
-            labels = self.train_dataset.labels.cpu().numpy().tobytes()
-            identity["labels of the training data"] = hashlib.sha256(labels).hexdigest()
-        return identity
+        return identity | {"objective": self.args.objective, **self.identity_of_data()}
 
-    def run_state(self) -> dict:
-        return super().run_state() | ({"guard": self.guard.state_dict()} if self.guard else {})
+    def random_state(self) -> dict[str, torch.Tensor]:
+        return super().random_state() | self.negatives.state_dict()
 
-    def load_run_state(self, state: dict) -> None:
-        super().load_run_state(state)
-        if self.guard and "guard" in state:
-            self.guard.load_state_dict(state["guard"])
-
-    def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict or self.ema.module.state_dict())
-
-    def _save_optimizer_and_scheduler(self, output_dir):
-        os.makedirs(output_dir, exist_ok=True)  # ranks other than the first may be here before it is
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            weights = {name: value.contiguous() for name, value in self.model.state_dict().items()}
-            save_file(weights, os.path.join(output_dir, "training_weights.safetensors"))
-        state = {"generator": self.generator.get_state(), **self.negatives.state_dict()}
-        save_file(state, os.path.join(output_dir, f"chain_state_{self.args.process_index}.safetensors"))
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        self.ema.module.load_state_dict(self.model.state_dict())
-        weights = load_file(os.path.join(checkpoint, "training_weights.safetensors"))
-        weights.pop("num_averaged", None)  # of an earlier version
-        self.model.load_state_dict(weights)
-        # where there were fewer processes some chains go on in two, with new noise
-        num_before, args = len(list(Path(checkpoint).glob("chain_state_*.safetensors"))), self.args
-        state = load_file(os.path.join(checkpoint, f"chain_state_{args.process_index % num_before}.safetensors"))
-        generator_state = state.pop("generator")
-        if num_before == args.world_size:
-            self.generator.set_state(generator_state)
-        else:  # a seed that no process had yet
-            self.generator.manual_seed(args.seed + (self.state.global_step << 16) + args.process_index)
-        self.negatives.load_state_dict(state)
-
-    def _load_best_model(self):
-        super()._load_best_model()
-        self.ema.module.load_state_dict(self.model.state_dict())
-
-
-class _StepCallback(TrainerCallback):
-    """Averages the weights after each optimiser step."""
-
-    def __init__(self, trainer: JemTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, *args, **kwargs) -> None:
-        self.trainer.forget_log()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        self.trainer.ema.update(self.trainer.model, step=state.global_step)
+    def load_random_state(self, state: dict[str, torch.Tensor], num_before: int) -> None:
+        super().load_random_state(state, num_before)
+        self.negatives.load_state_dict({name: value for name, value in state.items() if name != "generator"})
 
 
 def _all_labels(dataset, num_of_stream=2000):
