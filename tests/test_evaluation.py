@@ -127,7 +127,7 @@ def test_zero_shot_recognition_by_hand():
 
 def test_comparison_of_a_model_with_itself_and_its_calibration(model, tensors):
     test = tensors.subset(slice(0, 30))
-    report, curves = compare_prediction(model, model, tensors, test, num_resamples=20)
+    report, curves = compare_prediction(model, {"classifier": model}, tensors, test, num_resamples=20)
     probabilities, labels = predict(model, test.images)[0].softmax(-1).numpy(), test.labels.numpy()
     metrics, curve = (
         prediction_metrics(probabilities, labels, test.attributes),

@@ -9,7 +9,7 @@ from ..data.tensors import AttributeTensors
 from ..models.modeling_jem import JemModel
 from ..models.requests_jem import format_request
 from ..training.devices import join_processes
-from .baseline import load_classifier
+from .baseline import load_classifier, untrained_classifiers
 from .generation import Progress, classification_accuracy_score, judge_images
 from .judges import load_feature_network, load_oracle, no_progress
 from .likelihood import estimate_likelihood
@@ -85,22 +85,22 @@ def evaluate(
             "add one beside the test split, or leave the images out with prediction_only (--prediction-only)"
         )
     report = {"num_images": len(test), "num_parameters": model.num_parameters()}
-    classifier = validation = None
+    classifiers, validation = {}, None
     if train is None:
         report["left_out"] = {"baselines": "they need a training split, and there is none"}
     else:
         part, validation = validation_part(known)
-        classifier = load_classifier(
-            part, config, classifier_epochs, cache_dir, partial(progress, "baseline classifier")
-        )
-        classifier.to(model.device)
-    comparison, curves = compare_prediction(model, classifier, validation, test, num_resamples)
+        for name, untrained in untrained_classifiers(model).items():
+            stage = partial(progress, f"baseline {name.replace('_', ' ')}")
+            classifier = load_classifier(untrained, part, classifier_epochs, cache_dir, stage)
+            classifiers[name] = classifier.to(model.device)
+    comparison, curves = compare_prediction(model, classifiers, validation, test, num_resamples)
     report |= comparison
     pictures = {"reliability": curves}
     held_out = torch.empty(0, len(config.attributes), dtype=torch.long)
     if novel is not None and (train is not None or config.novel_combinations):
         held_out = held_out_combinations(config, None if train is None else train.labels, novel.labels)
-        report |= _zero_shot(model, classifier, novel, held_out)
+        report |= _zero_shot(model, classifiers.get("classifier"), novel, held_out)
     if bits_per_dimension:
         settings = dict(num_chains=num_chains, num_temperatures=num_temperatures)
         settings["progress"] = partial(progress, "likelihood")

@@ -44,6 +44,13 @@ def draw(
     return reduce(images, "sum").cpu()
 
 
+@torch.no_grad()
+def reconstruct(model: JemModel, images: torch.Tensor, batch_size: int = 250) -> torch.Tensor:
+    """Images (N, C, H, W) in [-1, 1] as a model's autoencoder gives them back."""
+    parts = (model.decode(model.encode(batch.to(model.device))) for batch in images.split(batch_size))
+    return torch.cat([part.clamp(-1, 1).cpu() for part in parts])
+
+
 def judge_requests(
     predicted: torch.Tensor,
     requests: torch.Tensor,
@@ -88,7 +95,11 @@ def judge_requests(
 
 
 def set_distances(
-    images: torch.Tensor, real_images: torch.Tensor, network: FeatureNetwork, train_features: torch.Tensor
+    images: torch.Tensor,
+    real_images: torch.Tensor,
+    network: FeatureNetwork,
+    train_features: torch.Tensor,
+    model: JemModel | None = None,
 ) -> dict[str, dict[str, float | None]]:
     """
     How far drawn images are, as a set, from the training images.
@@ -96,13 +107,16 @@ def set_distances(
     Args:
         real_images (`torch.Tensor` of shape (M, C, H, W)): uint8, test images that show the same; M near N.
         train_features (`torch.Tensor` of shape (L, D)): Of the training images.
+        model ([`JemModel`], *optional*): What has drawn the images.
 
     Returns:
-        "frechet_distance" and "kernel_distance", each of the "samples", of the "real" images and of these "blurred"
-        (a Gaussian of one pixel); None for fewer than two images.
+        "frechet_distance" and "kernel_distance", each of the "samples", of the "real" images, of these "blurred" (a
+        Gaussian of one pixel), and "reconstructed" where the model has an autoencoder; None for fewer than two images.
     """
     real_images = to_pixels(real_images)
     sets = {"samples": images, "real": real_images, "blurred": gaussian_blur(real_images, [5, 5], [1.0, 1.0])}
+    if model is not None and model.autoencoder is not None:
+        sets["reconstructed"] = reconstruct(model, real_images)
     features = {name: network.extract(each) for name, each in sets.items()}
     return {
         distance.__name__: {name: distance(each, train_features) for name, each in features.items()}
@@ -212,7 +226,7 @@ def judge_images(
         kept = torch.randperm(len(matches), generator=torch.Generator().manual_seed(0))[: len(images)]
         real_images, real_groups = real[split].images[matches[kept]], real_groups[kept]
         if split == "test":
-            report[kind] |= set_distances(images, real_images, network, train_features)
+            report[kind] |= set_distances(images, real_images, network, train_features, model)
         if (rows < 0).any():
             report[kind]["diversity"] = request_diversity(images, groups, real_images, real_groups, network)
         if kind == "full":

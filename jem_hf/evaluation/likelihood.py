@@ -254,7 +254,12 @@ def estimate_likelihood(
     Returns:
         The numbers of [`bits_per_dimension`]; "log_z_forward" and "log_z_reverse" in nats, the smaller
         "effective_sample_size" of the two, "num_images", "num_chains" and "num_temperatures".
+
+    Raises:
+        ValueError: an energy of codes, which has no density of pixels.
     """
+    if model.autoencoder is not None:
+        raise ValueError("the energy is one of codes, and bits per dimension are of pixels: leave them out")
     done = count(1)
 
     def step(*_):

@@ -55,28 +55,29 @@ def validation_part(splits: dict[str, AttributeTensors]) -> tuple[AttributeTenso
 
 def compare_prediction(
     model: JemModel,
-    classifier: JemModel | None,
+    classifiers: dict[str, JemModel],
     validation: AttributeTensors | None,
     test: AttributeTensors,
     num_resamples: int = 200,
 ) -> tuple[dict, dict]:
     """
-    A joint model beside a classifier and beside that classifier calibrated on `validation`.
+    A joint model beside classifiers, and beside the one called "classifier" calibrated on `validation`.
 
     Args:
-        classifier (`JemModel`, *optional*): Without it the joint model stands alone.
+        classifiers (`dict`): `JemModel` by name; without one the joint model stands alone.
         validation, test (`AttributeTensors`): What the classifier did not train on.
         num_resamples (`int`): Of the bootstrap.
 
     Returns:
-        report: "prediction" of the joint model and "baselines" ("classifier", "classifier_temperature",
-            "classifier_attribute_scaling"), each with [`prediction_metrics`] and [`bootstrap_intervals`] under
+        report: "prediction" of the joint model and "baselines" (the classifiers, and "classifier_temperature"
+            and "classifier_attribute_scaling"), each with [`prediction_metrics`] and [`bootstrap_intervals`] under
             "intervals", and "comparison": [`paired_bootstrap`] of joint model less classifier with temperature.
         curves: for each of them its [`reliability_curve`] and its calibration error.
     """
     logits = {"joint": predict(model, test.images)[0]}
-    if classifier is not None:
-        logits["classifier"], to_fit = (predict(classifier, part.images)[0] for part in (test, validation))
+    logits |= {name: predict(each, test.images)[0] for name, each in classifiers.items()}
+    if "classifier" in classifiers:
+        to_fit = predict(classifiers["classifier"], validation.images)[0]
         for name, scaling in (("temperature", TemperatureScaling()), ("attribute_scaling", AttributeScaling())):
             logits[f"classifier_{name}"] = scaling.fit(to_fit, validation.labels)(logits["classifier"])
     probabilities = {name: each.softmax(-1).numpy() for name, each in logits.items()}
@@ -87,7 +88,7 @@ def compare_prediction(
         rows[name]["intervals"] = bootstrap_intervals(p, labels, attributes, num_resamples)
         curves[name] = (reliability_curve(p, labels), rows[name]["ece"])
     report = {"prediction": rows.pop("joint")}
-    if classifier is not None:
+    if "classifier" in classifiers:
         pair = probabilities["joint"], probabilities["classifier_temperature"]
         report |= {"baselines": rows, "comparison": paired_bootstrap(*pair, labels, attributes, num_resamples)}
     return report, curves

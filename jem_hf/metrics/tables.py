@@ -19,6 +19,7 @@ GENERATION = {
 MODELS = {
     "joint": "joint model",
     "classifier": "classifier",
+    "classifier_of_codes": "classifier of codes",
     "classifier_temperature": "classifier, temperature-scaled",
     "classifier_attribute_scaling": "per-attribute scale and bias",
 }
@@ -87,12 +88,15 @@ def _generation(report: dict) -> Iterator[str]:
             "Floor and ceiling: the same of real images, any ones and such that carry the labels; share: the way from "
             "floor to ceiling; of ceiling: all right divided by its ceiling."
         )
-    names, sets = ("frechet_distance", "kernel_distance"), ("samples", "real", "blurred")
+    names = ("frechet_distance", "kernel_distance")
     distances = [(name, kind, row[name]) for name in names for kind, row in kinds.items() if name in row]
     if distances:
+        sets, given_back = ["samples", "real", "blurred"], ""
+        if "reconstructed" in distances[0][2]:
+            sets, given_back = [*sets, "reconstructed"], ", and as the autoencoder gives them back"
         yield _table(
             "Distance to the training images in the features of a network made for it, of samples, of as many real "
-            "test images that carry the labels, and of these blurred:",
+            f"test images that carry the labels, of these blurred{given_back}:",
             ["", *sets],
             [[f"{name.replace('_', ' ')}, {kind}", *map(found.get, sets)] for name, kind, found in distances],
         )

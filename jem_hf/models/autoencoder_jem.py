@@ -67,7 +67,7 @@ class Autoencoder(nn.Module):
             decoder += [Residual(outer) for _ in range(depth)]
         decoder += [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, 4 * num_channels, 3, padding=1)]
         self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder, nn.PixelShuffle(2))
-        self.standardise = nn.BatchNorm2d(code_channels, affine=False, momentum=0.01)
+        self.standardise = nn.BatchNorm2d(code_channels, affine=False, momentum=0.05)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Codes (B, code_channels, code_size, code_size), float32, of images (B, C, H, W) in [-1, 1]."""
@@ -172,6 +172,6 @@ def _settings_of(name: str, image_size: int, num_channels: int) -> dict:
         raise ValueError(f"{name} is neither a JemModel nor an autoencoder of diffusers: name another checkpoint")
     config = {key: value for key, value in config.items() if not key.startswith("_")}
     with torch.device("meta"):
-        probe = DiffusersAutoencoder(class_name, config, config["latent_channels"])
+        probe = DiffusersAutoencoder(class_name, config, config["latent_channels"]).eval()
         _, channels, size, _ = probe.encode(torch.empty(2, num_channels, image_size, image_size)).shape
     return {"class_name": class_name, "config": config, "code_channels": channels, "code_size": size}

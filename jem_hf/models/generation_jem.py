@@ -31,6 +31,7 @@ class SamplingMixin:
     label_prior: PairwiseLabelPrior
     label_distribution: Callable[..., LabelDistribution]
     _checked: Callable[..., torch.Tensor]
+    _check_codes: Callable[[torch.Tensor], None]
     encode: Callable[[torch.Tensor], torch.Tensor]
     decode: Callable[[torch.Tensor], torch.Tensor]
 
@@ -81,9 +82,7 @@ class SamplingMixin:
             raise ValueError("alternatives are not drawn along the chain: free_attributes is complete or marginalise")
         if noise is None:
             noise = self.initial_noise(len(condition.labels), generator)
-        if noise.shape != (len(condition.labels), *config.code_shape):
-            shape = (len(condition.labels), *config.code_shape)
-            raise ValueError(f"noise of shape {shape} is expected, a batch of images, not {tuple(noise.shape)}")
+        self._check_codes(noise)
         codes, labels = run_chain(
             label_distribution=partial(self.label_distribution, batch_size=batch_size, label_sampler=label_sampler),
             x=noise,
@@ -209,8 +208,10 @@ class SamplingMixin:
         scale = as_float("guidance_scale", config.guidance_scale if guidance_scale is None else guidance_scale)
         defaults: dict[str, dict] = {
             "flow": {"step_size": flow_steps(num_steps, config.flow_time)},
-            "langevin": {"step_size": config.step_size, "noise_scale": config.noise_scale, "bounds": self.bounds},
+            "langevin": {"step_size": config.step_size, "noise_scale": config.noise_scale},
         }
+        if self.bounds is not None:
+            defaults["langevin"]["bounds"] = self.bounds
         settings = defaults.get(sampler, {}) | (sampler_kwargs or {})
         _check_arguments(sampler, settings)
         return {"sampler": sampler, "num_steps": num_steps, "guidance_scale": scale, **settings}

@@ -74,7 +74,7 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
             self.autoencoder = create_autoencoder(config.autoencoder, config.image_size, config.num_channels)
             if name := config.autoencoder.pop("from_pretrained", None):
                 self._load_autoencoder(name)
-            self.autoencoder.requires_grad_(False)  # what an energy is of must not change while it is trained
+            self.autoencoder.eval().requires_grad_(False)  # what an energy is of must not change while it is trained
         self.backbone = create_backbone(config.backbone, size, channels, **settings)
         self.head = HEADS[config.head](self.backbone.head_hidden_size, config.num_values)
         self.label_prior = PairwiseLabelPrior(config.num_values)
@@ -141,8 +141,7 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
             parts = codes.split(batch_size)
             potentials = [checkpoint(self.potentials, x, use_reentrant=False, preserve_rng_state=False) for x in parts]
             return torch.cat(potentials)
-        if self.autoencoder is None:
-            self._check_pixels(codes)
+        self._check_codes(codes)
         return self.head(self.backbone(codes.to(self.dtype)))
 
     def label_distribution(
@@ -241,6 +240,13 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
         places = [(k, v) for k, values in enumerate(shown) for v in values]
         k, v = torch.tensor(places, device=logits.device).unbind(1)
         return logits[:, k, v] - others[:, k, v]
+
+    def _check_codes(self, codes: torch.Tensor) -> None:
+        """Raise `ValueError` unless these can be codes (B, *config.code_shape), or images where these are theirs."""
+        if self.autoencoder is None:
+            self._check_pixels(codes)
+        elif codes.shape[1:] != self.config.code_shape:
+            raise ValueError(f"codes {self.config.code_shape} are expected, as `encode` makes them, not {codes.shape}")
 
     def _check_pixels(self, pixel_values: torch.Tensor) -> None:
         """Raise `ValueError` unless these can be images (B, C, H, W) in [-1, 1], or on their way there."""

@@ -1,6 +1,9 @@
 """Random changes of images that leave their labels alone."""
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
 
@@ -37,3 +40,22 @@ def random_shift(x: torch.Tensor, max_shift: int, generator: torch.Generator | N
     rows = (torch.arange(height, device=device) + down).clamp(0, height - 1)[:, :, None]
     columns = (torch.arange(width, device=device) + right).clamp(0, width - 1)[:, None, :]
     return x[torch.arange(num, device=device)[:, None, None], :, rows, columns].movedim(-1, 1)
+
+
+def random_crop(
+    x: torch.Tensor, zoom: float, rotation: float = 0.0, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """
+    Each image of (B, C, H, W) as another camera might have cut it: smaller by up to `zoom` times, or larger by up to a
+    tenth of that range, turned by up to `rotation` degrees, and moved by up to a tenth of its size; mirrored beyond its
+    edges. Half of them stay as they are.
+    """
+    stays, scale, angle, *way = torch.rand(5, len(x), generator=generator, device=x.device)
+    scale = zoom ** (1.1 * scale - 0.1)
+    angle = (2 * angle - 1) * math.radians(rotation)
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    right, down = ((2 * each - 1) * 0.2 for each in way)
+    turn = torch.stack([torch.stack([cos, -sin, right], 1), torch.stack([sin, cos, down], 1)], 1)
+    grid = F.affine_grid(turn, list(x.shape), align_corners=False)
+    moved = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    return torch.where(stays[:, None, None, None] < 0.5, x, moved)

@@ -22,6 +22,7 @@ from .reconstruction import Reconstruction
 from .trainer import JemTrainer
 
 logger = logging.get_logger(__name__)
+CRITIC_RATE = 0.2  # of Muon's learning rate, for the Adam of the critic
 CLASSIFIER = dict(width=48, hidden_size=128)
 NUM_OF_STATISTICS = 2000  # images from which the statistics of the codes of diffusers' autoencoders are taken
 
@@ -41,18 +42,22 @@ class AutoencoderTrainer(AveragingTrainer):
         x = dequantise(inputs["pixel_values"], self.generator)
         if self.args.horizontal_flip:
             x = augment(x, flip=True, blur=False, generator=self.generator)
-        loss, stats = model(x, inputs["labels"], self.generator)
+        progress = self.state.global_step / self.state.max_steps
+        loss, stats = model(x, inputs["labels"], progress, self.generator)
         self.note(loss, stats, len(x))
         return (loss, {}) if return_outputs else loss
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> Optimizer:
         args = self.args
         if args.muon and self.optimizer is None:
-            trained = [p for p in self.model.parameters() if p.requires_grad]
+            own = [*self.model.autoencoder.parameters(), *self.model.attributes.parameters()]
             groups = [
-                {"params": [p for p in trained if p.ndim == 4]},
-                {"params": [p for p in trained if p.ndim != 4], "use_fallback": True},
+                {"params": [p for p in own if p.ndim == 4]},
+                {"params": [p for p in own if p.ndim != 4], "use_fallback": True},
             ]
+            if self.model.critic is not None:
+                critic = {"params": list(self.model.critic.parameters()), "use_fallback": True}
+                groups.append(critic | {"lr": CRITIC_RATE * args.learning_rate, "betas": (0.5, 0.9)})
             settings = dict(weight_decay=args.weight_decay, betas=(args.adam_beta1, args.adam_beta2))
             self.optimizer = Muon(groups, lr=args.learning_rate, nesterov=True, **settings)
         return super().create_optimizer(model)

@@ -13,7 +13,7 @@ import torch
 from transformers import Trainer
 
 from ..models.heads_jem import cross_entropy
-from .augmentation import random_shift
+from .augmentation import random_crop, random_shift
 from .negatives import frozen
 
 Loss = tuple[torch.Tensor, dict[str, torch.Tensor]]
@@ -31,6 +31,8 @@ def warmup(trainer: Trainer, model: torch.nn.Module, x: torch.Tensor, labels: to
     matching = equilibrium_matching(label_distribution, trainer.encode(x), labels, generator, args.decay_start)
     if args.cross_entropy_shift:
         x = random_shift(x, args.cross_entropy_shift, generator)
+    if args.cross_entropy_zoom > 1:
+        x = random_crop(x, args.cross_entropy_zoom, args.cross_entropy_rotation, generator)
     loss, stats = classifier(trainer, model, x, labels)
     return matching + args.cross_entropy_weight * loss, {"matching": matching, **stats}
 
