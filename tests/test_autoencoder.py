@@ -9,7 +9,7 @@ from transformers import pipeline
 from jem_hf import JemConfig, JemModel
 from jem_hf.models.autoencoder_jem import Autoencoder
 
-SMALL = {"code_size": 8, "code_channels": 4, "width": 8, "depth": 1}
+SMALL = {"code_size": 8, "code_channels": 4, "width": 16, "depth": 1}
 
 
 def config_of_codes(**settings):
@@ -41,7 +41,7 @@ LABELS = torch.tensor([[1, 2], [0, -1], [-1, -1]])
 
 @pytest.mark.parametrize("image_size, code_size, channels", [(16, 8, 4), (32, 8, 2), (64, 8, 8), (64, 16, 3)])
 def test_codes_have_the_shape_that_the_config_says(image_size, code_size, channels):
-    settings = {"code_size": code_size, "code_channels": channels, "width": 8}
+    settings = {"code_size": code_size, "code_channels": channels, "width": 16}
     model = model_of_codes(image_size=image_size, autoencoder=settings)
     codes = model.encode(images(2, image_size))
     assert codes.shape == (2, *model.config.code_shape) == (2, channels, code_size, code_size)
@@ -161,7 +161,7 @@ def test_wrong_autoencoders_are_refused(tmp_path, model):
         config_of_codes(autoencoder={"codesize": 8})
     with pytest.raises(ValueError, match="code_size 16: choose 8, 4, 2"):
         config_of_codes(autoencoder={"code_size": 16})
-    with pytest.raises(ValueError, match="multiple of 8"):
+    with pytest.raises(ValueError, match="multiple of 16"):
         config_of_codes(autoencoder={"width": 12})
     with pytest.raises(ValueError, match="code_channels of the autoencoder"):
         config_of_codes(autoencoder={"code_channels": 0})

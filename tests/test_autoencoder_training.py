@@ -9,7 +9,7 @@ from jem_hf import AttributeTensors, JemConfig, JemModel, JemTrainer
 from jem_hf.training.augmentation import random_crop
 from jem_hf.training.autoencoder import train_autoencoder
 from jem_hf.training.classifier import pixel_classifier
-from jem_hf.training.reconstruction import Reconstruction
+from jem_hf.training.reconstruction import Reconstruction, add_in_proportion
 
 PHASE = dict(autoencoder_steps=4, autoencoder_feature_steps=2, max_steps=4, logging_steps=1)
 
@@ -89,7 +89,7 @@ def test_the_phase_logs_evaluates_and_resumes_exactly(faces, tmp_path):
     finished = make_trainer(faces, tmp_path / "cut", **settings)
     train_autoencoder(finished, resume=True)
     assert_same(weights_of(finished.model.autoencoder), weights_of(whole.model.autoencoder))
-    other = make_trainer(faces, tmp_path / "cut", autoencoder=SMALL | {"width": 16}, **settings)
+    other = make_trainer(faces, tmp_path / "cut", autoencoder=SMALL | {"width": 32}, **settings)
     with pytest.raises(ValueError, match="another run"):
         train_autoencoder(other, resume=True)
 
@@ -123,6 +123,17 @@ def test_the_critic_and_what_it_judges_are_trained_by_their_own_losses(tmp_path,
         assert all(each is None for each in torch.autograd.grad(adversarial, own, allow_unused=True, retain_graph=True))
         assert all(each is None for each in torch.autograd.grad(critic, others, allow_unused=True, retain_graph=True))
         assert all(each is not None for each in torch.autograd.grad(critic, own))
+
+
+def test_a_critics_gradient_is_as_long_as_its_share_says():
+    images = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    loss, other = images.square().sum(), (5 * images.sin()).sum()
+    own, added = (torch.autograd.grad(each, images, retain_graph=True)[0] for each in (loss, other))
+    both = add_in_proportion(loss, other, 0.25, images)
+    assert both.item() == pytest.approx(loss.item())
+    (found,) = torch.autograd.grad(both, images)
+    assert (found - own).norm() == pytest.approx(0.25 * own.norm().item())
+    torch.testing.assert_close((found - own) / (found - own).norm(), added / added.norm())
 
 
 @pytest.mark.parametrize("objective", ["warmup", "joint_cd", "jem", "classifier"])

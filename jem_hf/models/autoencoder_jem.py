@@ -40,11 +40,13 @@ class Autoencoder(nn.Module):
         image_size (`int`), num_channels (`int`): Of the images.
         code_size (`int`), code_channels (`int`):
             Codes are (B, code_channels, code_size, code_size); the images' size is 2, 4, 8, ... times theirs.
-        width (`int`): Channels at half the resolution, a multiple of 8; they double with each halving, up to 4 times.
-        depth (`int`): Residual blocks at each resolution of the decoder.
+        width (`int`):
+            Channels of the decoder at half the resolution, a multiple of 16; they double with each halving, up to 4
+            times. The encoder, which every training step of an energy passes, has half as many.
+        depth (`int`): Residual blocks at each resolution of the decoder; the encoder has one.
 
     Raises:
-        ValueError: sizes that do not fit each other, or a width that is no multiple of 8.
+        ValueError: sizes that do not fit each other, or a width that is no multiple of 16.
     """
 
     def __init__(self, image_size=64, num_channels=3, code_size=8, code_channels=8, width=48, depth=2):
@@ -53,16 +55,16 @@ class Autoencoder(nn.Module):
         if factor < 2 or factor & (factor - 1) or factor * code_size != image_size:
             sizes = ", ".join(str(image_size // 2**i) for i in (1, 2, 3) if image_size % 2**i == 0)
             raise ValueError(f"images of {image_size} pixels have no codes of code_size {code_size}: choose {sizes}")
-        if width % 8:
-            raise ValueError(f"width of an autoencoder is a multiple of 8, not {width}")
+        if width % 16:
+            raise ValueError(f"width of an autoencoder is a multiple of 16, not {width}")
         widths = [width * min(2**i, 4) for i in range(factor.bit_length() - 1)]
-        halvings = list(pairwise(widths))
-        encoder = [nn.PixelUnshuffle(2), nn.Conv2d(4 * num_channels, width, 3, padding=1), Residual(width)]
-        for outer, inner in halvings:
+        narrow = [each // 2 for each in widths]
+        encoder = [nn.PixelUnshuffle(2), nn.Conv2d(4 * num_channels, narrow[0], 3, padding=1), Residual(narrow[0])]
+        for outer, inner in pairwise(narrow):
             encoder += [nn.Conv2d(outer, inner, 4, stride=2, padding=1), Residual(inner)]
-        encoder += [Residual(widths[-1]), nn.GroupNorm(8, widths[-1]), nn.Conv2d(widths[-1], code_channels, 1)]
+        encoder += [Residual(narrow[-1]), nn.GroupNorm(8, narrow[-1]), nn.Conv2d(narrow[-1], code_channels, 1)]
         decoder = [nn.Conv2d(code_channels, widths[-1], 3, padding=1), *(Residual(widths[-1]) for _ in range(depth))]
-        for outer, inner in reversed(halvings):
+        for inner, outer in pairwise(reversed(widths)):
             decoder += [nn.Conv2d(inner, 4 * outer, 3, padding=1), nn.PixelShuffle(2)]
             decoder += [Residual(outer) for _ in range(depth)]
         decoder += [nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, 4 * num_channels, 3, padding=1)]

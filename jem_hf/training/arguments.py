@@ -33,6 +33,7 @@ class JemTrainingArguments(TrainingArguments):
     cross_entropy_shift: int = _arg(0, "warm-up: pixels by which that term's images move at most; less overfitting")
     cross_entropy_zoom: float = _arg(1.0, "warm-up: times by which that term's images are smaller at most, half of them")
     cross_entropy_rotation: float = _arg(0.0, "warm-up: degrees by which these are turned at most")
+    cross_entropy_noise: float = _arg(0.0, "warm-up: standard deviation of noise on what that term sees")
     decay_start: float = _arg(0.8, "warm-up: time from which the target gradient falls to zero")
 
     cd_weight: float = _arg(1.0, "joint_cd: weight of the contrastive divergence and its extra terms")
@@ -59,7 +60,7 @@ class JemTrainingArguments(TrainingArguments):
     autoencoder_noise: float = _arg(0.4, "standard deviation, at most, of noise on the codes that its decoder sees")
     autoencoder_feature_weight: float = _arg(0.15, "weight of distances in features of a classifier")
     autoencoder_feature_steps: int = _arg(800, "steps of that classifier, before the autoencoder's")
-    autoencoder_adversarial_weight: float = _arg(0.0, "weight of what a critic of patches says; 0: no critic")
+    autoencoder_adversarial_weight: float = _arg(0.0, "gradient of a critic of patches over the others'; 0: no critic")
     autoencoder_attribute_weight: float = _arg(0.1, "weight of -log p(y_k|code) of a linear layer")
 
     teacher: str = _arg("", "trained model (zoo name, Hub id or folder) that gives missing labels, see Teacher")

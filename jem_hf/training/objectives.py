@@ -33,7 +33,10 @@ def warmup(trainer: Trainer, model: torch.nn.Module, x: torch.Tensor, labels: to
         x = random_shift(x, args.cross_entropy_shift, generator)
     if args.cross_entropy_zoom > 1:
         x = random_crop(x, args.cross_entropy_zoom, args.cross_entropy_rotation, generator)
-    loss, stats = classifier(trainer, model, x, labels)
+    codes = trainer.encode(x)
+    if args.cross_entropy_noise:
+        codes = codes + args.cross_entropy_noise * torch.empty_like(codes).normal_(generator=generator)
+    loss, stats = _cross_entropy(trainer, label_distribution(codes), labels)
     return matching + args.cross_entropy_weight * loss, {"matching": matching, **stats}
 
 

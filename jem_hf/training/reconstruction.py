@@ -75,13 +75,14 @@ class Reconstruction(nn.Module):
         logits = self.attributes((codes * keep / (1 - DROPOUT)).flatten(1))
         attribute_error = cross_entropy(logits, labels)
         loss = pixel_error + args.autoencoder_feature_weight * feature_error
-        loss = loss + args.autoencoder_attribute_weight * attribute_error
         stats = {"pixel_error": pixel_error, "feature_error": feature_error, "cross_entropy": attribute_error}
         if self.critic is not None:
             adversarial, critic_loss = self.critic.losses(x, images)
             share = min(1.0, max(0.0, progress - ADVERSARIAL_START) / ADVERSARIAL_RAMP)
-            loss = loss + share * args.autoencoder_adversarial_weight * adversarial + critic_loss
+            loss = add_in_proportion(loss, adversarial, share * args.autoencoder_adversarial_weight, images)
+            loss = loss + critic_loss
             stats |= {"adversarial": adversarial, "critic": critic_loss}
+        loss = loss + args.autoencoder_attribute_weight * attribute_error
         return loss, stats
 
     def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -94,3 +95,14 @@ class Reconstruction(nn.Module):
             if len(maps) == NUM_MAPS:
                 break
         return maps
+
+
+def add_in_proportion(loss: torch.Tensor, other: torch.Tensor, share: float, images: torch.Tensor) -> torch.Tensor:
+    """
+    A loss with the value of `loss` whose gradient at `images` has that of `other` added, `share` times as long as its
+    own (Esser et al. 2021, arXiv 2012.09841, eq. 7): a critic becomes surer as it learns, and would soon drown the rest.
+    """
+    own, added = (torch.autograd.grad(each, images, retain_graph=True)[0] for each in (loss, other))
+    gradient = own + share * own.norm() / added.norm().clamp(min=1e-12) * added
+    along = (images * gradient).sum()
+    return loss.detach() + along - along.detach()
