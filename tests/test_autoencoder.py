@@ -152,7 +152,7 @@ def test_the_autoencoder_of_another_checkpoint(tmp_path):
 
 def test_wrong_autoencoders_are_refused(tmp_path, model):
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="an energy of pixels|its energy is one of pixels"):
+    with pytest.raises(ValueError, match="its energy is one of pixels"):
         config_of_codes(autoencoder=str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="neither a JemModel nor an autoencoder of diffusers"):

@@ -61,7 +61,9 @@ def test_first_the_autoencoder_then_the_energy(faces, tmp_path):
 
 
 def test_it_learns_to_give_images_back(faces, tmp_path):
-    trainer = make_trainer(faces, tmp_path, autoencoder_steps=200, autoencoder_noise=0.1, autoencoder_learning_rate=2e-2)
+    trainer = make_trainer(
+        faces, tmp_path, autoencoder_steps=200, autoencoder_noise=0.1, autoencoder_learning_rate=2e-2
+    )
     x = faces.images / 127.5 - 1
     train_autoencoder(trainer)
     model = trainer.model
@@ -120,7 +122,9 @@ def test_the_critic_and_what_it_judges_are_trained_by_their_own_losses(tmp_path,
         own, others = list(loss.critic.parameters()), [p for p in model.autoencoder.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(adversarial, others, allow_unused=True, retain_graph=True)
         assert any(each is not None and each.abs().max() > 0 for each in gradients)
-        assert all(each is None for each in torch.autograd.grad(adversarial, own, allow_unused=True, retain_graph=True))
+        assert all(
+            each is None for each in torch.autograd.grad(adversarial, own, allow_unused=True, retain_graph=True)
+        )
         assert all(each is None for each in torch.autograd.grad(critic, others, allow_unused=True, retain_graph=True))
         assert all(each is not None for each in torch.autograd.grad(critic, own))
 
@@ -136,7 +140,7 @@ def test_a_critics_gradient_is_as_long_as_its_share_says():
     torch.testing.assert_close((found - own) / (found - own).norm(), added / added.norm())
 
 
-@pytest.mark.parametrize("objective", ["warmup", "joint_cd", "jem", "classifier"])
+@pytest.mark.parametrize("objective", ["warmup", "joint_cd", "logistic", "jem", "classifier"])
 def test_objectives_see_codes_and_resume_exactly(faces, tmp_path, objective):
     model = model_of_codes()
     model.save_pretrained(tmp_path / "trained")
@@ -145,13 +149,16 @@ def test_objectives_see_codes_and_resume_exactly(faces, tmp_path, objective):
         kl_weight=0.1, entropy_weight=0.1, warmup_weight=1.0, chain_start="mixed", cross_entropy_zoom=2.0,
         autoencoder=str(tmp_path / "trained"),
     )  # fmt: skip
+    if objective == "logistic":
+        settings |= dict(objective="joint_cd", cd_loss="logistic", chain_start="broken_data", chain_random_steps=True)
+        settings |= dict(kl_weight=0.0, entropy_weight=0.0)
     whole = make_trainer(faces, tmp_path / "whole", **settings)
     whole.train()
     resumed = make_trainer(faces, tmp_path / "whole", **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
     assert_same(weights_of(resumed.model), weights_of(whole.model))
     buffer = whole.negatives.buffer
-    if objective in ("joint_cd", "jem"):
+    if objective in ("joint_cd", "jem", "logistic"):
         assert buffer.images.dtype == torch.bfloat16 and buffer.images.shape == (32, 4, 8, 8)
         assert torch.equal(buffer.images, resumed.negatives.buffer.images)
         assert buffer.images.abs().max() > 1  # codes are not clipped

@@ -12,14 +12,13 @@ from ..training.classifier import BATCH_SIZE, TRAINING, pixel_classifier, train_
 from ..training.devices import all_agree
 from .judges import cache_path, no_progress, save_atomically
 
-
 PIXEL_NETWORK = dict(width=64, hidden_size=512)  # beside an energy of codes: that of the pixel recipe `celeba-64`
 
 
 def untrained_classifiers(model: JemModel) -> dict[str, JemModel]:
     """
-    The networks that a joint model is measured against, by name: "classifier", of the same network; where the energy is
-    of codes that is "classifier_of_codes", and "classifier" sees pixels, by the paper's network.
+    The networks that a joint model is measured against, by name: "classifier", of the same network; where the energy
+    is of codes that is "classifier_of_codes", and "classifier" sees pixels, by the paper's network.
     """
     own = JemModel(model.config)
     if model.autoencoder is None:

@@ -3,6 +3,7 @@
 import inspect
 import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,7 +103,8 @@ class DiffusersAutoencoder(nn.Module):
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """As [`Autoencoder.decode`]."""
-        mean, std = self.standardise.running_mean, (self.standardise.running_var + self.standardise.eps).sqrt()
+        statistics: Any = self.standardise
+        mean, std = statistics.running_mean, (statistics.running_var + statistics.eps).sqrt()
         return self.network.decode((codes * std[:, None, None] + mean[:, None, None]).to(self.network.dtype)).sample
 
 
@@ -151,8 +153,7 @@ def create_autoencoder(settings: dict, image_size: int, num_channels: int) -> Au
 def read_config(name: str) -> dict:
     """The `config.json` of a folder, a model of the zoo or a Hub id."""
     place = OnHub.resolve(name, ("config.json",), {})[0] if OnHub.resolve else name
-    with open(cached_file(place, "config.json")) as file:
-        return json.load(file)
+    return json.loads(Path(str(cached_file(place, "config.json"))).read_text())
 
 
 def load_diffusers(autoencoder: DiffusersAutoencoder, name: str) -> None:

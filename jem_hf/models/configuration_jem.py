@@ -1,6 +1,7 @@
 """Configuration of a joint energy-based model."""
 
 import json
+from typing import Any
 
 import timm
 from huggingface_hub.dataclasses import strict
@@ -152,8 +153,8 @@ class JemConfig(OnHub, PreTrainedConfig):
         """(C, H, W) of what the energy sees: codes, or the images themselves where there is no autoencoder."""
         if self.autoencoder is None:
             return self.num_channels, self.image_size, self.image_size
-        size = self.autoencoder["code_size"]
-        return self.autoencoder["code_channels"], size, size
+        settings: Any = self.autoencoder
+        return settings["code_channels"], settings["code_size"], settings["code_size"]
 
     def values(self, attribute: str) -> list[str]:
         """The values of one attribute, in the order of their label indices."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -69,10 +70,11 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
         super().__init__(config)
         settings = config.backbone_kwargs or {}
         channels, size, _ = config.code_shape
-        self.autoencoder = None
-        if config.autoencoder is not None:
-            self.autoencoder = create_autoencoder(config.autoencoder, config.image_size, config.num_channels)
-            if name := config.autoencoder.pop("from_pretrained", None):
+        self.autoencoder: Any = None
+        codes: Any = config.autoencoder
+        if codes is not None:
+            self.autoencoder = create_autoencoder(codes, config.image_size, config.num_channels)
+            if name := codes.pop("from_pretrained", None):
                 self._load_autoencoder(name)
             self.autoencoder.eval().requires_grad_(False)  # what an energy is of must not change while it is trained
         self.backbone = create_backbone(config.backbone, size, channels, **settings)
@@ -147,7 +149,7 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
     def label_distribution(
         self, codes: torch.Tensor, batch_size: int | None = None, label_sampler: str | None = None
     ) -> LabelDistribution:
-        """The labels given codes (B, *config.code_shape), see `encode`: all that chains, losses and predictions use."""
+        """The labels given codes (B, *config.code_shape), see `encode`: what chains, losses and predictions use."""
         potentials = self.potentials(codes, batch_size)
         return self.head.distribution(potentials, label_sampler or self.config.label_sampler)
 
@@ -190,9 +192,10 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
         Raises:
             ValueError: images or labels of a wrong shape, or a label that its attribute does not have.
         """
-        if pixel_values is None and codes is None:
-            raise ValueError("pixel_values are expected, images (B, C, H, W) in [-1, 1]: use JemImageProcessor")
-        codes = self.encode(pixel_values) if codes is None else codes
+        if codes is None:
+            if pixel_values is None:
+                raise ValueError("pixel_values are expected, images (B, C, H, W) in [-1, 1]: use JemImageProcessor")
+            codes = self.encode(pixel_values)
         potentials = self.potentials(codes)
         output = JemOutput(potentials=potentials)
         if not potentials_only:

@@ -196,7 +196,9 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         if image is None:
             return self.model.generate(condition, noise=noise, **arguments)
         mask = None if mask is None else mask.expand(len(noise), -1, -1, -1)
-        return self.model.edit(image.expand(len(noise), -1, -1, -1), condition.labels, mask=mask, noise=noise, **arguments)
+        return self.model.edit(
+            image.expand(len(noise), -1, -1, -1), condition.labels, mask=mask, noise=noise, **arguments
+        )
 
     def _scores(self, x, requested, labels) -> dict[str, torch.Tensor]:
         """What the model says of images (B, C, H, W)."""

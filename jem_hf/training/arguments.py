@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 from .devices import has_native_bfloat16
 from .negatives import CHAIN_STARTS, POLICIES
-from .objectives import OBJECTIVES
+from .objectives import CD_LOSSES, OBJECTIVES
 
 ERRORS = ("loss", "nll", "brier", "ece")  # beginnings of the names of metrics of which less is better
 
@@ -31,12 +31,16 @@ class JemTrainingArguments(TrainingArguments):
     chain_free_steps: int = _arg(0, "the first so many steps use the warm-up, whatever the objective")
     cross_entropy_weight: float = _arg(0.3, "warm-up: weight of -log p(y_k|x)")
     cross_entropy_shift: int = _arg(0, "warm-up: pixels by which that term's images move at most; less overfitting")
-    cross_entropy_zoom: float = _arg(1.0, "warm-up: times by which that term's images are smaller at most, half of them")
+    cross_entropy_zoom: float = _arg(
+        1.0, "warm-up: times by which that term's images are smaller at most, half of them"
+    )
     cross_entropy_rotation: float = _arg(0.0, "warm-up: degrees by which these are turned at most")
     cross_entropy_noise: float = _arg(0.0, "warm-up: standard deviation of noise on what that term sees")
     decay_start: float = _arg(0.8, "warm-up: time from which the target gradient falls to zero")
 
     cd_weight: float = _arg(1.0, "joint_cd: weight of the contrastive divergence and its extra terms")
+    cd_loss: str = _arg("difference", "joint_cd and jem: difference of log p, or logistic, see logistic_contrast")
+    cd_temperature: float = _arg(20.0, "logistic: nats over which data and samples are told apart")
     warmup_weight: float = _arg(0.0, "joint_cd: weight of the warm-up loss beside it")
     kl_weight: float = _arg(0.0, "joint_cd: weight of log p(x-) through the last Langevin step")
     entropy_weight: float = _arg(0.0, "joint_cd: weight of the nearest-neighbour entropy of the samples")
@@ -44,10 +48,13 @@ class JemTrainingArguments(TrainingArguments):
     data_noise: float = _arg(0.0, "joint_cd and jem: standard deviation of noise on the data")
 
     chain_steps: int = _arg(40, "Langevin steps a training step")
+    chain_random_steps: bool = _arg(False, "chains of any number of steps from 1 to chain_steps, another each step")
     chain_step_size: float = _arg(4.0, "factor of the gradient")
     chain_noise: float = _arg(0.002, "standard deviation of the noise of a step")
     gibbs_every: int = _arg(2, "labels of samples are drawn anew before every so many steps")
-    chain_start: str = _arg("buffer", "where chains start: buffer, noise, data, noised_data, flow or mixed")
+    chain_start: str = _arg(
+        "buffer", "where chains start: buffer, noise, data, noised_data, flow, broken_data or mixed"
+    )
     buffer_size: int = _arg(10_000, "pairs in the replay buffer of each process")
     buffer_policy: str = _arg("fifo", "fifo or reservoir")
     buffer_on_disk: bool = _arg(False, "hold the images of the buffer in a memory-mapped file of output_dir")
@@ -95,7 +102,12 @@ class JemTrainingArguments(TrainingArguments):
             self.greater_is_better = not self.metric_for_best_model.removeprefix("eval_").startswith(ERRORS)
         super().__post_init__()
         self.label_names = self.label_names or ["labels"]
-        choices = {"objective": OBJECTIVES, "chain_start": CHAIN_STARTS, "buffer_policy": POLICIES}
+        choices = {
+            "objective": OBJECTIVES,
+            "cd_loss": CD_LOSSES,
+            "chain_start": CHAIN_STARTS,
+            "buffer_policy": POLICIES,
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose from {', '.join(allowed)}")

@@ -46,9 +46,9 @@ def random_crop(
     x: torch.Tensor, zoom: float, rotation: float = 0.0, generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """
-    Each image of (B, C, H, W) as another camera might have cut it: smaller by up to `zoom` times, or larger by up to a
-    tenth of that range, turned by up to `rotation` degrees, and moved by up to a tenth of its size; mirrored beyond its
-    edges. Half of them stay as they are.
+    Each image of (B, C, H, W) as another might have cut it: smaller by up to `zoom` times or a little larger, turned by
+    up to `rotation` degrees, moved by up to a tenth of its size, mirrored beyond its edges. Half of them stay as they
+    are.
     """
     stays, scale, angle, *way = torch.rand(5, len(x), generator=generator, device=x.device)
     scale = zoom ** (1.1 * scale - 0.1)

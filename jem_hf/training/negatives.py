@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from ..models.modeling_jem import JemModel
 from ..models.sampling_jem import flow_steps, initial_noise, run_chain
 from .augmentation import augment, dequantise, quantise
+from .corruptions import corrupt
 
 POLICIES = ("fifo", "reservoir")
 NUM_FLOW_STEPS = 8  # of a start by gradient flow: a rough sample, which the chain refines
@@ -44,24 +45,29 @@ class NegativeSampler:
 
     def __init__(self, model: JemModel, args: TrainingArguments, generator: torch.Generator):
         self.model, self.args, self.generator = model, args, generator
-        self.buffer = None
+        self.buffer = self.offset = None
         self.dtype = torch.uint8 if model.config.autoencoder is None else torch.bfloat16
         self.motion = torch.zeros(())  # mean absolute way of a pixel along the last chains
 
     def sample(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Run as many chains as there are images `x` (B, C, H, W) of the data, in [-1, 1], or codes of such.
+        Run as many chains as there are images `x` (B, C, H, W) of the data, in [-1, 1].
 
         Returns:
-            Images (B, C, H, W) and labels (B, K) at their ends, and 100 images that the buffer held before. Images
-            keep the graph of their last step where a term of the loss needs it.
+            Images (B, C, H, W), or codes where the energy is of these, and labels (B, K) at their ends, and 100 that
+            the buffer held before. They keep the graph of their last step where a term of the loss needs it.
         """
         if self.buffer is None:
-            shape = (self.args.buffer_size, *x.shape[1:])
+            shape = (self.args.buffer_size, *self.model.config.code_shape)
             images = noise_images(shape, self.generator, self._buffer_path(), self.dtype)
             self.buffer = ReplayBuffer(images, self.args.buffer_policy)
         settings = dict(label_distribution=self.model.label_distribution, generator=self.generator)
         chain, last = self.args.chain() | {"bounds": self.model.bounds}, None
+        if self.args.chain_random_steps:
+            device = self.generator.device
+            chain["num_steps"] = int(
+                torch.randint(1, self.args.chain_steps + 1, (), generator=self.generator, device=device)
+            )
         if self.args.kl_weight or self.args.entropy_weight:
             last = chain | {"num_steps": 1, "gibbs_every": 0}
             chain["num_steps"] -= 1
@@ -75,10 +81,15 @@ class NegativeSampler:
         self.buffer.push(x.detach(), self.generator)
         return x, labels, others
 
-    def noise(self, x: torch.Tensor, kind: str = "langevin") -> torch.Tensor:
-        """Noise of the shape of x: of pixels as [`initial_noise`] says, of codes always normal."""
+    @torch.no_grad()
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """What the energy sees of images."""
+        return self.model.encode(x)
+
+    def noise(self, num: int, kind: str = "langevin") -> torch.Tensor:
+        """Noise (num, ...): of pixels as [`initial_noise`] says, of codes always normal."""
         kind = kind if self.model.config.autoencoder is None else "flow"
-        return initial_noise(kind, x.shape, x.device, self.generator)
+        return initial_noise(kind, (num, *self.model.config.code_shape), self.generator.device, self.generator)
 
     def clip(self, x: torch.Tensor) -> torch.Tensor:
         """Pixels within their bounds; codes have none."""
@@ -87,6 +98,12 @@ class NegativeSampler:
     def saturated(self, x: torch.Tensor) -> torch.Tensor:
         """Share of the pixels that are black or white; of codes, beyond 10 standard deviations."""
         return (x.detach().abs() >= (10 if self.model.bounds is None else 1)).float().mean()
+
+    def offset_of(self, log_p_data: torch.Tensor, log_p_samples: torch.Tensor) -> torch.Tensor:
+        """b of [`logistic_contrast`], fixed: the middle between data and samples when they first met."""
+        if self.offset is None:
+            self.offset = 0.5 * (log_p_data.detach().mean() + log_p_samples.detach().mean()).float()
+        return self.offset
 
     def free_labels(self, x: torch.Tensor) -> torch.Tensor:
         """Labels (B, K) of which none is given."""
@@ -99,12 +116,14 @@ class NegativeSampler:
         return os.path.join(self.args.output_dir, f"replay_buffer_{self.args.process_index}.uint8")
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The buffer; empty before the first chain."""
-        return {} if self.buffer is None else self.buffer.state_dict()
+        """The buffer, and the offset of the logistic loss; empty before the first chain."""
+        state = {} if self.buffer is None else self.buffer.state_dict()
+        return state if self.offset is None else state | {"offset": self.offset}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        self.buffer = None
-        if state:
+        self.buffer, offset = None, state.get("offset")
+        self.offset = None if offset is None else offset.to(self.model.device)
+        if "images" in state:
             path, images = self._buffer_path(), state["images"]
             device = self.model.device
             images = map_images(images.shape, path, self.dtype) if path else torch.empty_like(images, device=device)
@@ -112,32 +131,32 @@ class NegativeSampler:
             self.buffer.load_state_dict(state)
 
 
-# Where chains start: functions of the sampler and of images (B, C, H, W) of the data, in [-1, 1]; no labels, for the
-# first Gibbs draw replaces them
+# Where chains start, in what the energy sees: functions of the sampler and of images (B, C, H, W) of the data, in
+# [-1, 1]; no labels, for the first Gibbs draw replaces them
 
 
 def from_data(sampler: NegativeSampler, x: torch.Tensor) -> torch.Tensor:
     """CD-k (Hinton 2002)."""
-    return x
+    return sampler.encode(x)
 
 
 def from_noise(sampler: NegativeSampler, x: torch.Tensor) -> torch.Tensor:
     """Short-run chains (Nijkamp et al. 2019)."""
-    return sampler.noise(x)
+    return sampler.noise(len(x))
 
 
 def from_noised_data(sampler: NegativeSampler, x: torch.Tensor) -> torch.Tensor:
     """A random way between noise and data."""
     t = torch.rand(len(x), 1, 1, 1, generator=sampler.generator, device=x.device)
-    return sampler.clip(torch.lerp(sampler.noise(x, "flow"), x, t))
+    return sampler.clip(torch.lerp(sampler.noise(len(x), "flow"), sampler.encode(x), t))
 
 
 def from_flow(sampler: NegativeSampler, x: torch.Tensor) -> torch.Tensor:
     """A few steps of gradient flow from noise, as the warm-up samples."""
-    model, generator = sampler.model, sampler.generator
+    model, noise = sampler.model, sampler.noise(len(x), "flow")
     x, _ = run_chain(
-        "flow", model.label_distribution, sampler.noise(x, "flow"), sampler.free_labels(x), num_steps=NUM_FLOW_STEPS,
-        step_size=flow_steps(NUM_FLOW_STEPS, model.config.flow_time), gibbs_every=1, generator=generator,
+        "flow", model.label_distribution, noise, sampler.free_labels(x), num_steps=NUM_FLOW_STEPS,
+        step_size=flow_steps(NUM_FLOW_STEPS, model.config.flow_time), gibbs_every=1, generator=sampler.generator,
     )  # fmt: skip
     return sampler.clip(x)
 
@@ -150,6 +169,14 @@ def from_buffer(sampler: NegativeSampler, x: torch.Tensor) -> torch.Tensor:
         start = augment(start, args.buffer_flip, args.buffer_blur, generator)
     restart = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < args.restart_probability
     return torch.where(restart, from_noise(sampler, x), start)
+
+
+def from_broken_data(sampler: NegativeSampler, x: torch.Tensor) -> torch.Tensor:
+    """Pictures that are broken in seven ways; one in four is noise, or data on its way from there."""
+    kind = torch.rand(len(x), 1, 1, 1, generator=sampler.generator, device=x.device)
+    broken = sampler.encode(corrupt(x, sampler.generator))
+    rest = torch.where(kind < 0.1, from_noise(sampler, x), from_noised_data(sampler, x))
+    return torch.where(kind < 0.25, rest, broken)
 
 
 def from_mixture(sampler: NegativeSampler, x: torch.Tensor) -> torch.Tensor:
@@ -165,6 +192,7 @@ CHAIN_STARTS = {
     "data": from_data,
     "noised_data": from_noised_data,
     "flow": from_flow,
+    "broken_data": from_broken_data,
     "mixed": from_mixture,
 }
 
@@ -240,7 +268,7 @@ def map_images(shape: tuple[int, ...], path: str, dtype: torch.dtype = torch.uin
 def noise_images(
     shape: tuple[int, ...], generator: torch.Generator, path: str | None = None, dtype: torch.dtype = torch.uint8
 ) -> torch.Tensor:
-    """Random uint8 images (N, C, H, W) or normal codes, in memory, or on the CPU as a memory map of the file `path`."""
+    """Random uint8 images (N, C, H, W) or normal codes, in memory, or on the CPU as a map of the file `path`."""
     device = generator.device
     images = torch.empty(shape, dtype=dtype, device=device) if path is None else map_images(shape, path, dtype)
     for part in images.split(1024):  # the draws of all pixels at once would need the memory that a map saves

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from transformers import Trainer
 
 from ..models.heads_jem import cross_entropy
@@ -59,6 +60,7 @@ def joint_cd(trainer: Trainer, model: torch.nn.Module, x: torch.Tensor, labels: 
         return loss, stats | _cross_entropy(trainer, distribution, labels)[1]
 
 
+CD_LOSSES = ("difference", "logistic")
 OBJECTIVES = {"joint_cd": joint_cd, "warmup": warmup, "jem": jem, "classifier": classifier}
 
 
@@ -67,9 +69,9 @@ def contrast(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], Any]:
     """Contrastive divergence with its extra terms, what to log, and the distribution of the data's labels."""
     args, generator, head = trainer.args, trainer.generator, trainer.model.head
-    x = trainer.encode(x)
     with trainer.accelerator.autocast():
         samples, sample_labels, others = trainer.negatives.sample(x)
+    x = trainer.encode(x)
     if args.data_noise:
         x = trainer.negatives.clip(x + args.data_noise * torch.empty_like(x).normal_(generator=generator))
     potentials = model(codes=torch.cat([x, samples.detach()]), potentials_only=True).potentials
@@ -77,11 +79,16 @@ def contrast(
     if not of_data.is_exact:  # Fisher's identity: labels that are drawn have the gradient of their sum
         labels = of_data.draw(labels, generator)
     log_p_data, log_p_samples = of_data.log_joint(labels), of_samples.log_joint(sample_labels)
-    loss = contrastive_divergence(log_p_data, log_p_samples)
+    gap = contrastive_divergence(log_p_data, log_p_samples)
+    loss = gap
+    if args.cd_loss == "logistic":
+        loss = logistic_contrast(
+            log_p_data, log_p_samples, trainer.negatives.offset_of(log_p_data, log_p_samples), args.cd_temperature
+        )
     stats = {
         "energy_data": -log_p_data.mean(),
         "energy_samples": -log_p_samples.mean(),
-        "energy_gap": -loss,
+        "energy_gap": -gap,
         "saturated": trainer.negatives.saturated(samples),
         "motion": trainer.negatives.motion,
         "difference": _typical_difference(samples.detach()),
@@ -126,6 +133,20 @@ def _typical_difference(x):
 def contrastive_divergence(log_p_data: torch.Tensor, log_p_samples: torch.Tensor) -> torch.Tensor:
     """`mean log p~(x-) - mean log p~(x+)`: its gradient is minus that of the likelihood (Kelly et al. 2021, eq. 5)."""
     return log_p_samples.mean() - log_p_data.mean()
+
+
+def logistic_contrast(
+    log_p_data: torch.Tensor, log_p_samples: torch.Tensor, offset: torch.Tensor | float, temperature: float
+) -> torch.Tensor:
+    """
+    `T mean softplus(-(log p~(x+) - b) / T) + T mean softplus((log p~(x-) - b) / T)`: telling data from samples.
+
+    The loss of dual adversarial training (Yin et al. 2025, arXiv 2510.13872): its gradient is that of
+    [`contrastive_divergence`] where data and samples are not told apart yet, and fades where they are, so that no
+    penalty of the energies is needed.
+    """
+    data, samples = (log_p_data - offset) / temperature, (log_p_samples - offset) / temperature
+    return temperature * (F.softplus(-data).mean() + F.softplus(samples).mean())
 
 
 def nearest_neighbour_entropy(x: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

@@ -68,7 +68,9 @@ class Reconstruction(nn.Module):
         scale = args.autoencoder_noise * torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device)
         codes = codes + scale * torch.empty_like(codes).normal_(generator=generator)
         images = self.autoencoder.decode(codes)
-        of_images, of_data = zip(*(maps.float().chunk(2) for maps in self.maps(torch.cat([images, x.to(images.dtype)]))))
+        of_images, of_data = zip(
+            *(maps.float().chunk(2) for maps in self.maps(torch.cat([images, x.to(images.dtype)])))
+        )
         pixel_error = (images.float() - x).abs().mean()
         feature_error = sum((a - b).abs().mean() for a, b in zip(of_images, of_data))
         keep = torch.rand(codes.shape, generator=generator, device=x.device) >= DROPOUT
@@ -100,7 +102,7 @@ class Reconstruction(nn.Module):
 def add_in_proportion(loss: torch.Tensor, other: torch.Tensor, share: float, images: torch.Tensor) -> torch.Tensor:
     """
     A loss with the value of `loss` whose gradient at `images` has that of `other` added, `share` times as long as its
-    own (Esser et al. 2021, arXiv 2012.09841, eq. 7): a critic becomes surer as it learns, and would soon drown the rest.
+    own (Esser et al. 2021, arXiv 2012.09841, eq. 7): a critic becomes surer as it learns, and would drown the rest.
     """
     own, added = (torch.autograd.grad(each, images, retain_graph=True)[0] for each in (loss, other))
     gradient = own + share * own.norm() / added.norm().clamp(min=1e-12) * added
