@@ -23,7 +23,7 @@ from jem_hf import JemModel
 from jem_hf.demo.actions import Actions, asked, compare, open_image, results, shared_labels, wanted
 from jem_hf.demo.chain import MAX_IMAGES, MAX_SEED, Drawing, watch
 from jem_hf.demo.html import bars, energy_among, is_unusual, percent, png_url, share_below
-from jem_hf.evaluation.prediction import energy_quantiles
+from jem_hf.evaluation.outliers import energy_quantiles
 from jem_hf.hub.space import write_space
 
 

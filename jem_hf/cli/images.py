@@ -124,7 +124,7 @@ def predict(
             for file, result in zip(files, _predictions(network, pixels.to(network.device), known)):
                 results.append({"image": str(file), **result})
                 if not as_json:
-                    typer.echo(f"{file}  energy {result['energy']:.2f}")
+                    typer.echo(f"{file}  energy {result['energy']:.2f}{_strangeness(result)}")
                     for name, p in sorted(result["probabilities"].items(), key=lambda item: -item[1]):
                         typer.echo(f"  {p:6.3f}  {name}")
     finally:
@@ -147,6 +147,10 @@ def _batches(files: list[Path], processor: JemImageProcessor) -> Iterator[tuple[
             pixels, start = [], i + 1
 
 
+def _strangeness(result: dict) -> str:
+    return f", stranger than {result['outlier_score']:.1%} of the training images" if "outlier_score" in result else ""
+
+
 @torch.no_grad()
 def _predictions(model: JemModel, pixels: torch.Tensor, known: list[int]) -> list[dict]:
     """`energy` and `probabilities` of images, given the K labels that are `known` (-1 where one is not)."""
@@ -154,7 +158,11 @@ def _predictions(model: JemModel, pixels: torch.Tensor, known: list[int]) -> lis
     labels = torch.tensor([known] * len(pixels), device=pixels.device)
     energies = -distribution.log_joint(labels)
     scores = model.log_odds(distribution.marginal_logits(labels)[0]).sigmoid()
-    return [
+    results = [
         {"energy": energy, "probabilities": dict(zip(model.config.label_names, row))}
         for energy, row in zip(energies.tolist(), scores.tolist())
     ]
+    if model.outliers is not None and model.outliers.is_fitted:
+        for result, score in zip(results, model.outlier_score(pixels).tolist()):
+            result["outlier_score"] = score
+    return results

@@ -92,6 +92,12 @@ def energy_curve(energies: list[float], num_steps: int) -> str:
     return _plot(f'<path d="M{" L".join(points)}"/>', text)
 
 
+def strangeness(score: float) -> str:
+    """What an outlier score, the share of training images that are less strange, says of an image."""
+    word = "Unusual" if score > 0.99 else "Somewhat unusual" if score > 0.9 else "Nothing unusual"
+    return f"<p>{word}: stranger than {100 * score:.3g}% of the training images.</p>"
+
+
 def energy_among(energy: float, quantiles: list[float]) -> str:
     """
     Where an image's energy is among those of the test images.

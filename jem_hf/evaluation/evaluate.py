@@ -13,14 +13,8 @@ from .baseline import load_classifier, untrained_classifiers
 from .generation import Progress, classification_accuracy_score, judge_images
 from .judges import load_feature_network, load_oracle, no_progress
 from .likelihood import estimate_likelihood
-from .prediction import (
-    compare_prediction,
-    energy_quantiles,
-    outlier_detection,
-    predict,
-    validation_part,
-    zero_shot_recognition,
-)
+from .outliers import energy_quantiles, outlier_detection
+from .prediction import compare_prediction, predict, validation_part, zero_shot_recognition
 from .requests import held_out_combinations, requests_by_kind
 
 

@@ -126,8 +126,11 @@ def _generation(report: dict) -> Iterator[str]:
 
 def _energy(report: dict) -> Iterator[str]:
     if energy := report.get("energy"):
-        rows = [[name, row["auroc"]] for name, row in energy.items()]
-        yield _table("Outliers told from real images by log p(x):", ["outliers", "AUROC"], rows)
+        rows = [[name, *map(row.get, ("auroc", "fpr95", "log_p_auroc"))] for name, row in energy.items()]
+        header = ["outliers", "AUROC", "FPR at 95%", "AUROC of log p(x) alone"]
+        yield _table(
+            "Outliers told from real images by the outlier score (where there is none, by log p(x)):", header, rows
+        )
     if found := report.get("likelihood"):
         number, low, high = (format_number(found[key]) for key in ("bits_per_dimension", "low", "high"))
         yield (

@@ -56,6 +56,8 @@ class JemConfig(OnHub, PreTrainedConfig):
         free_attributes (`str`, defaults to `"complete"`):
             What becomes of attributes that a request leaves open: `"marginalise"` (summed out), `"gibbs"` (drawn along
             the chain) or `"complete"` (drawn once, before the chain, from the model of the labels).
+        outlier_score (`bool`, defaults to False): Whether it says how strange an image is, see
+            [`OutlierScore`](outliers_jem.py); its statistics of training images are taken at the end of training.
         label_sampler (`str`, defaults to `"gibbs"`):
             How labels that interact are drawn: `"gibbs"` or `"gibbs_with_gradients"`. The head "product" needs none.
 
@@ -85,6 +87,7 @@ class JemConfig(OnHub, PreTrainedConfig):
     guidance_scale: float | int = 2.0
     free_attributes: str = "complete"
     label_sampler: str = "gibbs"
+    outlier_score: bool = False
 
     def __post_init__(self, **kwargs):
         self.backbone_kwargs = self.backbone_kwargs or {}

@@ -11,14 +11,16 @@ from transformers.utils import ModelOutput
 
 from .autoencoder_jem import create_autoencoder, load_diffusers, read_config
 from .backbone_jem import create_backbone, init_non_persistent_buffers
+from .checks_jem import CheckedInputs
 from .configuration_jem import JemConfig
 from .generation_jem import SamplingMixin
 from .heads_jem import HEADS, cross_entropy
 from .hub_jem import AUTO_MAP, TASK, OnHub, copy_documents, source_folder
-from .image_processing_jem import JemImageProcessor
+from .image_processing_jem import JemImageProcessor, to_pixels
 from .label_distributions_jem import LabelDistribution
 from .label_prior_jem import PairwiseLabelPrior
 from .loading_jem import CheckedWeights
+from .outliers_jem import TIMES, OutlierScore, image_scores
 from .pipeline_jem import AttributeConditionalGenerationPipeline
 from .resizing_jem import resize
 
@@ -49,7 +51,7 @@ class JemOutput(ModelOutput):
     potentials: torch.Tensor | None = None
 
 
-class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
+class JemModel(SamplingMixin, CheckedInputs, OnHub, CheckedWeights, PreTrainedModel):
     """
     One energy over images and attributes, `E(x, y) = -log p~(x, y)` (Kelly et al. 2021, arXiv 2108.04227), by one of
     the heads of [`heads_jem`](heads_jem.py).
@@ -80,6 +82,8 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
         self.backbone = create_backbone(config.backbone, size, channels, **settings)
         self.head = HEADS[config.head](self.backbone.head_hidden_size, config.num_values)
         self.label_prior = PairwiseLabelPrior(config.num_values)
+        num_scores = 2 + len(TIMES) + (codes is not None)
+        self.outliers: Any = OutlierScore(num_scores) if config.outlier_score else None
         self.post_init()
         self.to_channels_last()
 
@@ -174,6 +178,23 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
         labels = None if labels is None else self._checked(labels, len(pixel_values))
         return self.label_distribution(self.encode(pixel_values)).marginal_logits(labels)[0].softmax(-1)
 
+    def outlier_distance(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """How strange images (B, C, H, W) in [-1, 1] are, (B,), 0 or more: see [`OutlierScore`]."""
+        if self.outliers is None or not self.outliers.is_fitted:
+            raise ValueError("this model has no outlier score: set outlier_score in its config and train it")
+        return self.outliers.distance(image_scores(self, pixel_values))
+
+    def outlier_score(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The share (B,), 0 to 1, of training images that are less strange than images (B, C, H, W) in [-1, 1]."""
+        distance = self.outlier_distance(pixel_values)
+        return self.outliers.percentile(distance)
+
+    @torch.no_grad()
+    def fit_outlier_score(self, images: torch.Tensor, batch_size: int = 250) -> None:
+        """Take the statistics of training images (N, C, H, W), uint8 or in [-1, 1]; a thousand or more are enough."""
+        parts = (to_pixels(batch.to(self.device)) for batch in images.split(batch_size))
+        self.outliers.fit(torch.cat([image_scores(self, part) for part in parts]))
+
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -243,47 +264,6 @@ class JemModel(SamplingMixin, OnHub, CheckedWeights, PreTrainedModel):
         places = [(k, v) for k, values in enumerate(shown) for v in values]
         k, v = torch.tensor(places, device=logits.device).unbind(1)
         return logits[:, k, v] - others[:, k, v]
-
-    def _check_codes(self, codes: torch.Tensor) -> None:
-        """Raise `ValueError` unless these can be codes (B, *config.code_shape), or images where these are theirs."""
-        if self.autoencoder is None:
-            self._check_pixels(codes)
-        elif codes.shape[1:] != self.config.code_shape:
-            raise ValueError(f"codes {self.config.code_shape} are expected, as `encode` makes them, not {codes.shape}")
-
-    def _check_pixels(self, pixel_values: torch.Tensor) -> None:
-        """Raise `ValueError` unless these can be images (B, C, H, W) in [-1, 1], or on their way there."""
-        config = self.config
-        expected = (config.num_channels, config.image_size, config.image_size)
-        if not isinstance(pixel_values, torch.Tensor) or pixel_values.shape[1:] != expected:
-            shape = tuple(getattr(pixel_values, "shape", ()))
-            raise ValueError(f"a batch of images {expected} is expected, not {shape}: use JemImageProcessor")
-        remedy = "scale those of 0 to 255 by x / 127.5 - 1, or use JemImageProcessor"
-        if not pixel_values.is_floating_point():
-            raise ValueError(f"images are floats in [-1, 1], not {pixel_values.dtype}: {remedy}")
-        # Not those of a chain, which have a gradient: a look at their values would wait for the device in every step.
-        # Noisy ones leave [-1, 1] too, but none has no pixel below 0 and one above 2.
-        if pixel_values.numel() and not pixel_values.requires_grad:
-            lowest, highest = pixel_values.aminmax()
-            if lowest >= 0 and highest > 2:
-                raise ValueError(f"images are in [-1, 1], not from {lowest:g} to {highest:g}: {remedy}")
-
-    def _checked(self, labels: torch.Tensor, num_images: int | None = None) -> torch.Tensor:
-        sizes = self.config.num_values
-        is_tensor = isinstance(labels, torch.Tensor)
-        found = f"{labels.dtype} {tuple(labels.shape)}" if is_tensor else repr(labels)
-        is_whole = is_tensor and not labels.is_floating_point() and not labels.is_complex()
-        if not is_whole or labels.shape[1:] != (len(sizes),) or num_images not in (None, len(labels)):
-            shape = f"({'batch' if num_images is None else num_images}, {len(sizes)})"
-            raise ValueError(f"labels are integers of shape {shape}, a column for each attribute, not {found}")
-        labels = labels.long()
-        wrong = ((labels < -1) | (labels >= torch.tensor(sizes, device=labels.device))).nonzero()
-        if len(wrong):
-            row, k = wrong[0].tolist()
-            label, name = labels[row, k].item(), list(self.config.named_values)[k]
-            values = f"use 0 to {sizes[k] - 1}, or -1 where it is missing"
-            raise ValueError(f"label {label} of image {row} is not a value of {name!r}: {values}")
-        return labels
 
 
 __all__ = ["JemModel"]

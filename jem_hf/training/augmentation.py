@@ -46,9 +46,8 @@ def random_crop(
     x: torch.Tensor, zoom: float, rotation: float = 0.0, generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """
-    Each image of (B, C, H, W) as another might have cut it: smaller by up to `zoom` times or a little larger, turned by
-    up to `rotation` degrees, moved by up to a tenth of its size, mirrored beyond its edges. Half of them stay as they
-    are.
+    Each image of (B, C, H, W) as another might have cut it, mirrored beyond its edges: smaller by up to `zoom` times
+    or a little larger, turned by up to `rotation` degrees, moved by up to a tenth of its size. Half of them stay.
     """
     stays, scale, angle, *way = torch.rand(5, len(x), generator=generator, device=x.device)
     scale = zoom ** (1.1 * scale - 0.1)

@@ -1,10 +1,12 @@
 """Recipes: YAML files that say which data, model and training make a checkpoint."""
 
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 from transformers.utils import logging
 
 from ..data.attributes import reader
@@ -125,9 +127,18 @@ def train(recipe: Recipe, resume: bool = False) -> tuple[JemTrainer, dict]:
     if checkpoint is None:
         train_autoencoder(trainer, resume)
     trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.model.config.outlier_score:
+        trainer.ema.module.fit_outlier_score(_some_images(splits["train"]))
     trainer.save_model()
     trainer.save_state()
     return trainer, splits
+
+
+def _some_images(train: Dataset, num: int = 2000) -> torch.Tensor:
+    """Images (N, C, H, W) of a training split, spread over it; the first of a stream."""
+    if isinstance(train, AttributeTensors):
+        return train.images[:: max(1, len(train) // num)]
+    return torch.stack([row["pixel_values"] for row in islice(train, num)])
 
 
 def make_trainer(recipe: Recipe, splits: dict, values: dict, processor: JemImageProcessor | None = None) -> JemTrainer:
