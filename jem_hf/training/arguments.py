@@ -65,7 +65,7 @@ class JemTrainingArguments(TrainingArguments):
     autoencoder_steps: int = _arg(2000, "of an autoencoder that the model has untrained: steps, before all others")
     autoencoder_learning_rate: float = _arg(2e-3, "its learning rate")
     autoencoder_noise: float = _arg(0.4, "standard deviation, at most, of noise on the codes that its decoder sees")
-    autoencoder_feature_weight: float = _arg(0.15, "weight of distances in features of a classifier")
+    autoencoder_feature_weight: float = _arg(0.05, "weight of the relative error in features of a classifier")
     autoencoder_feature_steps: int = _arg(800, "steps of that classifier, before the autoencoder's")
     autoencoder_adversarial_weight: float = _arg(0.0, "gradient of a critic of patches over the others'; 0: no critic")
     autoencoder_attribute_weight: float = _arg(0.1, "weight of -log p(y_k|code) of a linear layer")

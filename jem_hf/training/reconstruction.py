@@ -72,7 +72,8 @@ class Reconstruction(nn.Module):
             *(maps.float().chunk(2) for maps in self.maps(torch.cat([images, x.to(images.dtype)])))
         )
         pixel_error = (images.float() - x).abs().mean()
-        feature_error = sum((a - b).abs().mean() for a, b in zip(of_images, of_data))
+        # of each map as a share of its size, which no two classifiers have alike
+        feature_error = sum((a - b).abs().mean() / b.abs().mean() for a, b in zip(of_images, of_data))
         keep = torch.rand(codes.shape, generator=generator, device=x.device) >= DROPOUT
         logits = self.attributes((codes * keep / (1 - DROPOUT)).flatten(1))
         attribute_error = cross_entropy(logits, labels)
