@@ -100,6 +100,7 @@ def write_card(
     card = ModelCard.from_template(
         card_data,
         template_path=TEMPLATE,
+        code_shape=config.code_shape if config.autoencoder else None,
         has_samples=(folder / "samples.png").is_file(),
         caption=caption.strip(),
         task=TASK,

@@ -79,8 +79,9 @@ class AutoencoderTrainer(AveragingTrainer):
 def _reconstruction_metrics(prediction):
     values = torch.as_tensor(prediction.predictions)
     of_data, of_images = values[:, 1:].double().chunk(2, dim=1)
+    scale = of_data.std(0).clamp(min=1e-12)
     psnr = (10 * torch.log10(4 / values[:, 0])).mean().item()
-    return {"psnr": psnr, "frechet": frechet_distance(of_data, of_images)}
+    return {"psnr": psnr, "frechet": frechet_distance(of_data / scale, of_images / scale)}
 
 
 def train_autoencoder(trainer: JemTrainer, resume: bool = False) -> None:
