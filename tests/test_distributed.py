@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from jem_hf import AttributeTensors, JemConfig, JemImageProcessor, JemModel, JemTrainer, JemTrainingArguments
 from jem_hf.evaluation.generation import draw
+from jem_hf.training.autoencoder import train_autoencoder
 
 KWARGS = dict(objective="joint_cd", chain_free_steps=2, chain_steps=2, buffer_size=16, kl_weight=1.0)
 NUM_GRADIENTS = 150
@@ -38,6 +39,20 @@ def make_trainer(folder, batch_size=4, **kwargs):
         **{"max_steps": 4} | kwargs,
     )
     return JemTrainer(model=JemModel(config), args=args, train_dataset=data, eval_dataset=data)
+
+
+def make_trainer_of_codes(folder):
+    torch.manual_seed(0)
+    codes = {"code_channels": 2, "width": 16, "depth": 1}
+    network = {"width": 4, "hidden_size": 8}
+    config = JemConfig(attributes=["A", "B"], image_size=16, autoencoder=codes, backbone_kwargs=network)
+    images = torch.randint(256, (32, 3, 16, 16), dtype=torch.uint8)
+    data = AttributeTensors(images, torch.randint(2, (32, 2)), config.attributes)
+    args = JemTrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=4, max_steps=2, use_cpu=True, disable_tqdm=True,
+        autoencoder_steps=3, autoencoder_feature_steps=2, autoencoder_adversarial_weight=0.5,
+    )  # fmt: skip
+    return JemTrainer(model=JemModel(config), args=args, train_dataset=data)
 
 
 def gradients(folder, batch_size):
@@ -80,6 +95,12 @@ def in_each_process(folder: Path):
     grown.train(resume_from_checkpoint=str(folder / "single" / "checkpoint-2"))
     save_file({"generator": grown.generator.get_state()}, folder / f"grown{rank}.safetensors")
     save_file(gradients(folder / "gradients", 4), folder / f"gradients{rank}.safetensors")
+    of_codes = make_trainer_of_codes(folder / "codes")
+    before = {f"before.{name}": value.clone() for name, value in of_codes.model.autoencoder.state_dict().items()}
+    train_autoencoder(of_codes)
+    of_codes.train()
+    weights = before | of_codes.model.state_dict()
+    save_file({name: value.contiguous() for name, value in weights.items()}, folder / f"codes{rank}.safetensors")
     images = draw(whole.ema.module, torch.tensor([[0, 1], [1, -1], [1, 1]]).repeat(3, 1), batch_size=2)
     save_file({"images": images}, folder / f"images{rank}.safetensors")
     endless = make_trainer(folder / "endless", **KWARGS | {"max_steps": 100_000, "save_strategy": "no"})
@@ -105,6 +126,13 @@ def launch(tmp_path_factory):
 
 def both(launch, name):
     return [load_file(launch / f"{name}{rank}.safetensors") for rank in range(2)]
+
+
+def test_processes_share_an_autoencoder(launch):
+    first, second = both(launch, "codes")
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["before.decoder.0.weight"], first["autoencoder.decoder.0.weight"])
+    assert first["autoencoder.standardise.num_batches_tracked"] == 3
 
 
 def test_processes_share_weights_and_have_their_own_chains(launch):

@@ -18,6 +18,7 @@ from .augmentation import augment, dequantise
 from .averaging import AveragingTrainer
 from .checkpoints import RUN_STATE_NAME
 from .classifier import pixel_classifier, train_classifier
+from .devices import copy_from_first_process
 from .reconstruction import Reconstruction
 from .trainer import JemTrainer
 
@@ -104,6 +105,7 @@ def train_autoencoder(trainer: JemTrainer, resume: bool = False) -> None:
         _measure_statistics(trainer)
     else:
         _train(trainer, resume)
+    copy_from_first_process(model.autoencoder)  # of statistics each process has taken its own
     model.autoencoder.eval().requires_grad_(False)
     trainer.ema.module.autoencoder.load_state_dict(model.autoencoder.state_dict())
 

@@ -31,6 +31,13 @@ def all_agree(condition: bool) -> bool:
     return int(reduce(torch.tensor(int(condition), device=state.device), "sum")) == state.num_processes
 
 
+def copy_from_first_process(module: torch.nn.Module) -> None:
+    """Give every process the weights and statistics that a module has in the first."""
+    from accelerate.utils import broadcast
+
+    module.load_state_dict({name: broadcast(value.contiguous()) for name, value in module.state_dict().items()})
+
+
 def of_first_process(value: Any) -> Any:
     """What the first process has, in all of them."""
     from accelerate.utils import broadcast_object_list
