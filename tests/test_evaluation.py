@@ -17,13 +17,8 @@ from jem_hf.evaluation.generation import (
     set_distances,
 )
 from jem_hf.evaluation.judges import load_feature_network
-from jem_hf.evaluation.prediction import (
-    compare_prediction,
-    outlier_detection,
-    predict,
-    validation_part,
-    zero_shot_recognition,
-)
+from jem_hf.evaluation.outliers import outlier_detection, outlier_sets
+from jem_hf.evaluation.prediction import compare_prediction, predict, validation_part, zero_shot_recognition
 from jem_hf.evaluation.report import write_report
 from jem_hf.evaluation.requests import held_out_combinations, novel_combinations, requests_by_kind, seen_requests
 from jem_hf.hub.cards import write_card
@@ -125,6 +120,13 @@ def test_zero_shot_recognition_by_hand():
     assert zero_shot_recognition(p.log(), labels[:2], combinations[:1]) is None
 
 
+def test_baselines_are_left_out_where_nobody_asks_for_them(model, tensors, monkeypatch):
+    monkeypatch.setattr("jem_hf.evaluation.evaluate.load_classifier", None)  # none is trained
+    report, pictures = evaluate(model, {"train": tensors, "test": tensors}, prediction_only=True, baselines=False)
+    assert "baselines" not in report and report["left_out"] == {"baselines": "not asked for"}
+    assert set(pictures["reliability"]) == {"joint"}
+
+
 def test_comparison_of_a_model_with_itself_and_its_calibration(model, tensors):
     test = tensors.subset(slice(0, 30))
     report, curves = compare_prediction(model, {"classifier": model}, tensors, test, num_resamples=20)
@@ -151,7 +153,7 @@ def test_energy_auroc_of_a_constant_energy(model):
         for parameter in model.parameters():
             parameter.zero_()
     report = outlier_detection(model, images)
-    assert set(report) == {"noise", "one_colour", "noisy", "blurred", "upside_down", "avatars"}
+    assert set(report) == {*outlier_sets(images), "avatars"}
     assert all(value["auroc"] == 0.5 for value in report.values())
     assert "avatars" not in outlier_detection(model, images, num_avatars=0)
     model.config.attributes = ["Smiling", "Hat", "Bald"]

@@ -23,6 +23,7 @@ def main():
     parser.add_argument("--dataset", help="where the data is, if not where the recipe says")
     parser.add_argument("--cost", help="what training took, if not as long as the last entry of its log says")
     parser.add_argument("--num-images", type=int, default=512)
+    parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "model_cards")
     args = parser.parse_args()
 
@@ -35,7 +36,7 @@ def main():
     processor.save_pretrained(folder, code=False)
     splits = load_evaluation_splits(args.dataset or recipe.card["dataset"], processor, model.config)
     cost = args.cost or _cost(args.run)
-    report, pictures = evaluate(model, splits, num_images=args.num_images)
+    report, pictures = evaluate(model, splits, num_images=args.num_images, baselines=args.baselines)
     document(model, report, pictures, folder, recipe.card, args.recipe, cost)
     print(json.dumps({key: report[key] for key in ("prediction", "generation", "energy")}, indent=2))
 

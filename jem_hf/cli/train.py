@@ -78,6 +78,7 @@ def evaluate_model(
     dataset: Annotated[str, typer.Option(parser=name_or_path, help="avatars, a Hub id or a folder.")] = "avatars",
     split: Annotated[str, typer.Option(help="Split to test on.")] = "test",
     prediction_only: Annotated[bool, typer.Option("--prediction-only", help="No generation, no energy.")] = False,
+    baselines: Annotated[bool, typer.Option(help="Train classifiers to compare with, which takes longest.")] = True,
     num_images: Annotated[int, typer.Option(min=8, help="Images drawn for each kind of request.")] = 512,
     num_cas: Annotated[int | None, typer.Option(min=0, help="More, for a classifier; default: 4 times that.")] = None,
     bits_per_dimension: Annotated[
@@ -94,7 +95,8 @@ def evaluate_model(
     network, processor = shared.load_model(model), JemImageProcessor.from_pretrained(model)
     fields = shared.fields_of(context)
     splits = load_evaluation_splits(dataset, processor, network.config, fields)
-    settings = dict(split=split, prediction_only=prediction_only, num_images=num_images, num_cas=num_cas)
+    settings = dict(split=split, prediction_only=prediction_only, baselines=baselines)
+    settings |= dict(num_images=num_images, num_cas=num_cas)
     settings |= dict(bits_per_dimension=bits_per_dimension, num_chains=num_chains, num_temperatures=num_temperatures)
     with redirect_stdout(sys.stderr), shared.ProgressBars() as progress:
         report, pictures = evaluate(network, splits, progress=progress, cache_dir=fields.get("cache_dir"), **settings)

@@ -37,13 +37,14 @@ def outlier_sets(images: torch.Tensor) -> dict[str, Callable[[torch.Tensor], tor
     }
 
 
-def outlier_detection(model: JemModel, images: torch.Tensor, num: int = 500) -> dict:
+def outlier_detection(model: JemModel, images: torch.Tensor, num: int = 500, num_avatars: int = 300) -> dict:
     """
     How well a model tells real images from outliers.
 
     Args:
         images (`torch.Tensor` of shape (N, C, H, W)): Real ones, uint8.
         num (`int`): Of them that are looked at, and of each kind of outlier.
+        num_avatars (`int`): Cartoon faces among the outliers; 0 leaves them out.
 
     Returns:
         For each set "log_p_auroc", by `log p(x)`, and where the model has an outlier score "auroc" by it and "fpr95",
@@ -53,7 +54,7 @@ def outlier_detection(model: JemModel, images: torch.Tensor, num: int = 500) -> 
     """
     real = to_pixels(images[:num])
     outliers = {name: torch.cat([change(x) for x in real.split(250)]) for name, change in outlier_sets(real).items()}
-    avatars = _avatars(model.config, len(real))
+    avatars = _avatars(model.config, min(num_avatars, len(real)))
     if avatars is not None:
         outliers["avatars"] = to_pixels(avatars)
     has_score = model.outliers is not None and model.outliers.is_fitted
