@@ -7,14 +7,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from timm.optim import Muon
-from torch.optim import Optimizer
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..metrics.distances import frechet_distance
 from ..models.image_processing_jem import to_pixels
 from .arguments import JemTrainingArguments
-from .augmentation import augment, dequantise
 from .averaging import AveragingTrainer
 from .checkpoints import RUN_STATE_NAME
 from .classifier import pixel_classifier, train_classifier
@@ -40,28 +37,22 @@ class AutoencoderTrainer(AveragingTrainer):
         super().__init__(model=model, args=args, compute_metrics=_reconstruction_metrics, **kwargs)
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict, return_outputs: bool = False, **kwargs) -> Any:
-        x = dequantise(inputs["pixel_values"], self.generator)
-        if self.args.horizontal_flip:
-            x = augment(x, flip=True, blur=False, generator=self.generator)
+        x = self.images(inputs)
         progress = self.state.global_step / self.state.max_steps
         loss, stats = model(x, inputs["labels"], progress, self.generator)
         self.note(loss, stats, len(x))
         return (loss, {}) if return_outputs else loss
 
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> Optimizer:
-        args = self.args
-        if args.muon and self.optimizer is None:
-            own = [*self.model.autoencoder.parameters(), *self.model.attributes.parameters()]
-            groups = [
-                {"params": [p for p in own if p.ndim == 4]},
-                {"params": [p for p in own if p.ndim != 4], "use_fallback": True},
-            ]
-            if self.model.critic is not None:
-                critic = {"params": list(self.model.critic.parameters()), "use_fallback": True}
-                groups.append(critic | {"lr": CRITIC_RATE * args.learning_rate, "betas": (0.5, 0.9)})
-            settings = dict(weight_decay=args.weight_decay, betas=(args.adam_beta1, args.adam_beta2))
-            self.optimizer = Muon(groups, lr=args.learning_rate, nesterov=True, **settings)
-        return super().create_optimizer(model)
+    def parameter_groups(self) -> list[dict]:
+        own = [*self.model.autoencoder.parameters(), *self.model.attributes.parameters()]
+        groups = [
+            {"params": [p for p in own if p.ndim == 4]},
+            {"params": [p for p in own if p.ndim != 4], "use_fallback": True},
+        ]
+        if self.model.critic is not None:
+            critic = {"params": list(self.model.critic.parameters()), "use_fallback": True}
+            groups.append(critic | {"lr": CRITIC_RATE * self.args.learning_rate, "betas": (0.5, 0.9)})
+        return groups
 
     @torch.no_grad()
     def prediction_step(self, model: torch.nn.Module, inputs: dict, *args, **kwargs) -> tuple[torch.Tensor, ...]:

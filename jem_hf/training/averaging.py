@@ -7,9 +7,12 @@ from collections import defaultdict
 
 import torch
 from safetensors.torch import load_file, save_file
+from timm.optim import Muon
 from timm.utils import ModelEmaV3
+from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .augmentation import augment, dequantise
 from .guard import WATCHED, Guard
 from .negatives import NegativeSampler
 from .resume import ResumableTrainer
@@ -36,6 +39,22 @@ class AveragingTrainer(ResumableTrainer):
         self.guard = Guard(self) if args.guard_steps else None
         if self.guard:
             self.add_callback(self.guard)
+
+    def images(self, inputs: dict) -> torch.Tensor:
+        """The images (B, C, H, W) of a batch in [-1, 1], dequantised, and mirrored if so wished."""
+        x = dequantise(inputs["pixel_values"], self.generator)
+        return augment(x, flip=True, blur=False, generator=self.generator) if self.args.horizontal_flip else x
+
+    def parameter_groups(self) -> list[dict]:
+        """What Muon trains: matrices and convolutions, and with `use_fallback` what Adam does in its place."""
+        raise NotImplementedError
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> Optimizer:
+        args = self.args
+        if args.muon and self.optimizer is None:
+            settings = dict(weight_decay=args.weight_decay, betas=(args.adam_beta1, args.adam_beta2))
+            self.optimizer = Muon(self.parameter_groups(), lr=args.learning_rate, nesterov=True, **settings)
+        return super().create_optimizer(model)
 
     def note(self, loss: torch.Tensor, stats: dict[str, torch.Tensor], num_images: int) -> None:
         """Remember what a step was like, for the log and for the guard."""

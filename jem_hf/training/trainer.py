@@ -5,7 +5,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-from timm.optim import Muon
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torch.utils.data import Dataset
@@ -16,7 +15,6 @@ from ..models.image_processing_jem import JemImageProcessor, to_pixels
 from ..models.modeling_jem import JemModel
 from ..plots import image_grid
 from .arguments import JemTrainingArguments
-from .augmentation import augment, dequantise
 from .fine_tuning import Teacher
 from .negatives import NegativeSampler
 from .objectives import OBJECTIVES
@@ -44,9 +42,7 @@ class JemTrainer(PublishingTrainer):
     # A step
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict, return_outputs: bool = False, **kwargs) -> Any:
-        x, labels = dequantise(inputs["pixel_values"], self.generator), inputs["labels"]
-        if self.args.horizontal_flip:
-            x = augment(x, flip=True, blur=False, generator=self.generator)
+        x, labels = self.images(inputs), inputs["labels"]
         if self.teacher:
             labels = self.teacher.complete(x, labels, self.generator)
         is_chain_free = self.state.global_step < self.args.chain_free_steps
@@ -76,16 +72,11 @@ class JemTrainer(PublishingTrainer):
         self.ema.module.label_prior.load_state_dict(self.model.label_prior.state_dict())
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> Optimizer:
-        args = self.args
-        if args.muon and self.optimizer is None:
-            groups = [
-                {"params": list(self.model.backbone.parameters())},
-                {"params": list(self.model.head.parameters()), "use_fallback": True},
-            ]
-            settings = dict(weight_decay=args.weight_decay, betas=(args.adam_beta1, args.adam_beta2))
-            self.optimizer = Muon(groups, lr=args.learning_rate, nesterov=True, **settings)
-        return super().create_optimizer(model)
+    def parameter_groups(self) -> list[dict]:
+        return [
+            {"params": list(self.model.backbone.parameters())},
+            {"params": list(self.model.head.parameters()), "use_fallback": True},
+        ]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         drop, factor = self.args.lr_drop_step, self.args.lr_drop_factor
