@@ -45,7 +45,7 @@ def main():
     parser.add_argument("folder", help="CelebA")
     parser.add_argument("--model", default="jem-celeba")
     parser.add_argument("--num-images", type=int, default=200, help="test images for the figures")
-    parser.add_argument("--strength", type=float, default=0.5)
+    parser.add_argument("--strength", type=float, help="share of noise at the start")
     parser.add_argument("--guidance", type=float, help="weight of the edited attribute")
     parser.add_argument("--hold", type=float, help="weight of all others")
     parser.add_argument("--steps", type=int, help="from pure noise")

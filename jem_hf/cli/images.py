@@ -64,7 +64,7 @@ def edit(
     image: Annotated[Path, typer.Argument(parser=path, help="Image file.")],
     request: Annotated[str, typer.Argument(help='What shall change, such as "Smiling & ~Hat"; all else is held.')],
     num_images: Annotated[int, typer.Option(min=1, help="Number of variants.")] = 1,
-    strength: Annotated[float, typer.Option(help="Share of noise to start from; a mask makes it 1.")] = 0.5,
+    strength: Annotated[float | None, typer.Option(help="Share of noise to start from; a mask makes it 1.")] = None,
     mask: Annotated[Path | None, typer.Option(parser=path, help="Image, white where pixels are drawn anew.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Weight of what shall change.")] = None,
     hold: Annotated[float | None, typer.Option(help="Weight of what shall not.")] = None,
@@ -86,7 +86,7 @@ def _draw(model: str, request: str, output: Path, as_json: bool, **arguments) ->
     steps = arguments["num_inference_steps"]
     if "image" in arguments:
         is_masked = arguments["mask"] is not None
-        settings = pipe.model.edit_settings(1.0 if is_masked else arguments["strength"], is_masked, steps)
+        settings = pipe.model.edit_settings(arguments["strength"], is_masked, steps)
     else:
         settings = pipe.model.chain_settings(steps)
     num_steps = settings["num_steps"]

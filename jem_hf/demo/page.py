@@ -182,13 +182,14 @@ def _tag(actions: Actions, picture: gr.State) -> None:
 
 def _edit(actions: Actions, picture: gr.State) -> None:
     labels = _choices(actions.config.label_names)
+    edits = actions.pipeline.model.edits
     binary = _choices(name for name, values in actions.config.named_values.items() if values is None)
     with gr.Row():
         with gr.Column(min_width=300):
             file = _image_file(picture)
             on = gr.Dropdown(labels, value=[], multiselect=True, label="Switch on")
             off = gr.Dropdown(binary, value=[], multiselect=True, label="Switch off")
-            strength = gr.Slider(0.05, 1, 0.5, step=0.05, label="Strength: more changes more")
+            strength = gr.Slider(0.05, 1, edits.strength, step=0.05, label="Strength: more changes more")
             seed = _seed()
             button = gr.Button("Edit", variant="primary")
         with gr.Column(min_width=300):

@@ -1,9 +1,9 @@
 """Drawing, editing and mixing images: what a joint energy does with a request."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +12,25 @@ from .chains_jem import Schedule, progress_of
 from .configuration_jem import CHOICES, JemConfig
 from .label_distributions_jem import LabelDistribution
 from .label_prior_jem import PairwiseLabelPrior
-from .sampling_jem import NEVER, SAMPLERS, Condition, flow_steps, initial_noise, run_chain
-from .values_jem import as_choice, as_float, as_int, nearest_name
+from .sampling_jem import NEVER, SAMPLERS, Condition, check_arguments, flow_steps, initial_noise, run_chain
+from .values_jem import as_choice, as_float, as_int
 
-# What an edit asks for counts 32 times, what it leaves as it is twice; and it takes half as many steps again as a
-# drawing, for so steep an energy overshoots in longer ones. docs/how_to_edit.md has the measurements.
-EDIT_SCALE = 32.0
-HOLD_SCALE = 2.0
-EDIT_STEPS = 1.5
-NOT_SETTINGS = {"num_steps", "start", "project", "keep_graph", "generator", "callback"}  # a chain gives them
+
+class Edits(NamedTuple):
+    """
+    How images are edited: the share of noise at the start, what the scales of what is asked for and of all others are,
+    and how many times as many steps as a drawing it takes from pure noise, for so steep an energy overshoots in longer
+    ones. docs/how_to_edit.md has the measurements.
+    """
+
+    strength: float
+    guidance_scale: float
+    hold_scale: float
+    steps: float
+
+
+EDITS_OF_PIXELS = Edits(0.5, 32.0, 2.0, 1.5)
+EDITS_OF_CODES = Edits(0.7, 64.0, 4.0, 2.25)
 
 
 class SamplingMixin:
@@ -100,7 +110,7 @@ class SamplingMixin:
         pixel_values: torch.Tensor,
         labels: torch.Tensor,
         *,
-        strength: float = 0.5,
+        strength: float | None = None,
         mask: torch.Tensor | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
@@ -121,12 +131,13 @@ class SamplingMixin:
         Args:
             pixel_values (`torch.Tensor` of shape (B, C, H, W)): Images in [-1, 1].
             labels (`torch.LongTensor` of shape (B, K)): What shall change, -1 for all that shall not.
-            strength (`float`, defaults to 0.5): Share of noise at the start, in (0, 1]; a mask makes it 1.
+            strength (`float`): Share of noise at the start, in (0, 1], by default .5, of codes .7; a mask makes it 1.
             mask (`torch.BoolTensor` of shape (B, 1, H, W)): True where pixels are drawn anew.
             num_inference_steps (`int`):
-                From pure noise; less noise takes fewer. By default the config's, of a flow half as many again.
-            guidance_scale (`float`): g, by default 32, with a mask that of the config.
-            hold_scale (`float`): h, by default 2, with a mask 0; above 0 it needs the head "product".
+                From pure noise; less noise takes fewer. By default 1.5 times the config's, of codes 2.25 times; of
+                Langevin chains, and with a mask, the config's.
+            guidance_scale (`float`): g, by default 32, of codes 64, with a mask that of the config.
+            hold_scale (`float`): h, by default 2, of codes 4, with a mask 0; above 0 it needs the head "product".
             noise, generator, batch_size, callback: See [`generate`].
 
         Returns:
@@ -136,14 +147,16 @@ class SamplingMixin:
             ValueError: a strength out of its range, or a mask of another shape.
         """
         known = self.encode(pixel_values)
-        strength = 1.0 if mask is not None else strength
+        strength = 1.0 if mask is not None else self.edits.strength if strength is None else strength
         if not 0 < strength <= 1:
             raise ValueError(f"strength is above 0 and at most 1, not {strength}")
         if mask is not None and (mask.dtype != torch.bool or mask.shape[-2:] != pixel_values.shape[-2:]):
             raise ValueError(f"mask is bool of shape (B, 1, {self.config.image_size}, {self.config.image_size})")
-        scales = (EDIT_SCALE, HOLD_SCALE) if mask is None else (self.config.guidance_scale, 0.0)
-        guidance_scale = scales[0] if guidance_scale is None else guidance_scale
-        hold_scale = scales[1] if hold_scale is None else hold_scale
+        default = self.edits
+        if mask is not None:
+            default = default._replace(guidance_scale=self.config.guidance_scale, hold_scale=0.0)
+        guidance_scale = default.guidance_scale if guidance_scale is None else guidance_scale
+        hold_scale = default.hold_scale if hold_scale is None else hold_scale
         labels = self._checked(labels.to(self.device))
         label_distribution = partial(self.label_distribution, batch_size=batch_size)
         condition = Condition(labels)
@@ -213,8 +226,13 @@ class SamplingMixin:
         if self.bounds is not None:
             defaults["langevin"]["bounds"] = self.bounds
         settings = defaults.get(sampler, {}) | (sampler_kwargs or {})
-        _check_arguments(sampler, settings)
+        check_arguments(sampler, settings)
         return {"sampler": sampler, "num_steps": num_steps, "guidance_scale": scale, **settings}
+
+    @property
+    def edits(self) -> Edits:
+        """How images are edited where nothing else is asked for."""
+        return EDITS_OF_PIXELS if self.config.autoencoder is None else EDITS_OF_CODES
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -222,13 +240,14 @@ class SamplingMixin:
         return (-1.0, 1.0) if self.config.autoencoder is None else None
 
     def edit_settings(
-        self, strength: float, masked: bool, num_steps: int | None = None, guidance_scale: float | None = None
+        self, strength: float | None, masked: bool, num_steps: int | None = None, guidance_scale: float | None = None
     ) -> dict:
         """Arguments of [`run_chain`](sampling_jem.py) for [`edit`]: the end of a chain, from this much noise on."""
         if num_steps is None and not masked and self.config.sampler == "flow":
-            num_steps = round(EDIT_STEPS * self.config.num_inference_steps)
+            num_steps = round(self.edits.steps * self.config.num_inference_steps)
         settings = self.chain_settings(num_steps, guidance_scale)
         way, at_data = self._way(settings)
+        strength = 1.0 if masked else self.edits.strength if strength is None else strength
         done = [share for share in way[:-1] if share <= (1 - strength) * at_data]
         return _end_of(settings, len(done))
 
@@ -267,17 +286,3 @@ def _end_of(settings: dict, first: int) -> dict:
 
     schedules = {name: rest(value) for name, value in settings.items() if callable(value)}
     return settings | schedules | {"num_steps": num_steps - first}
-
-
-def _check_arguments(sampler: str, given: dict) -> None:
-    """Raise `ValueError` for an argument that the sampler does not take or that is missing."""
-    parameters = inspect.signature(SAMPLERS[sampler]).parameters.items()
-    own = {name: each for name, each in parameters if each.kind is each.KEYWORD_ONLY and name not in NOT_SETTINGS}
-    for name, value in given.items():
-        if name not in own:
-            raise ValueError(f"the sampler {sampler!r} has no argument {name!r}{nearest_name(name, own)}")
-        if isinstance(value, str | dict | None):
-            raise ValueError(f"{name} of the sampler {sampler!r} is a number, not {value!r}")
-    for name, parameter in own.items():
-        if parameter.default is parameter.empty and name not in given:
-            raise ValueError(f"the sampler {sampler!r} needs {name}: pass sampler_kwargs={{{name!r}: ...}}")

@@ -11,12 +11,12 @@ from transformers.utils import ModelOutput
 
 from .autoencoder_jem import create_autoencoder, load_diffusers, read_config
 from .backbone_jem import create_backbone, init_non_persistent_buffers
-from .checks_jem import CheckedInputs
 from .configuration_jem import JemConfig
 from .generation_jem import SamplingMixin
 from .heads_jem import HEADS, cross_entropy
 from .hub_jem import AUTO_MAP, TASK, OnHub, copy_documents, source_folder
 from .image_processing_jem import JemImageProcessor, to_pixels
+from .inputs_jem import CheckedInputs
 from .label_distributions_jem import LabelDistribution
 from .label_prior_jem import PairwiseLabelPrior
 from .loading_jem import CheckedWeights

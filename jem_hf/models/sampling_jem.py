@@ -1,5 +1,6 @@
 """Chains for a request. They see a function from images to distributions of labels, and no model class."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -8,9 +9,25 @@ import torch
 from .chains_jem import Schedule, linear
 from .image_samplers_jem import IMAGE_SAMPLERS, mixed_hmc
 from .label_distributions_jem import LabelDistribution
+from .values_jem import nearest_name
 
 NEVER = -2  # fills the place of an alternative that a request does not have
 SAMPLERS = IMAGE_SAMPLERS | {"mixed_hmc": mixed_hmc}
+NOT_SETTINGS = {"num_steps", "start", "project", "keep_graph", "generator", "callback"}  # a chain gives them
+
+
+def check_arguments(sampler: str, given: dict) -> None:
+    """Raise `ValueError` for an argument that the sampler does not take or that is missing."""
+    parameters = inspect.signature(SAMPLERS[sampler]).parameters.items()
+    own = {name: each for name, each in parameters if each.kind is each.KEYWORD_ONLY and name not in NOT_SETTINGS}
+    for name, value in given.items():
+        if name not in own:
+            raise ValueError(f"the sampler {sampler!r} has no argument {name!r}{nearest_name(name, own)}")
+        if isinstance(value, str | dict | None):
+            raise ValueError(f"{name} of the sampler {sampler!r} is a number, not {value!r}")
+    for name, parameter in own.items():
+        if parameter.default is parameter.empty and name not in given:
+            raise ValueError(f"the sampler {sampler!r} needs {name}: pass sampler_kwargs={{{name!r}: ...}}")
 
 
 def flow_steps(num_steps: int, flow_time: float = 1.6) -> Schedule:
