@@ -77,7 +77,6 @@ def test_the_phase_logs_evaluates_and_resumes_exactly(faces, tmp_path):
     whole = make_trainer(faces, tmp_path / "whole", **settings)
     train_autoencoder(whole)
     cut = make_trainer(faces, tmp_path / "cut", **settings)
-    cut.args.autoencoder_steps = 6
     folder = tmp_path / "cut" / "autoencoder"
     train_autoencoder(cut)
     (folder / "model.safetensors").unlink()  # as if it had been killed after step 4

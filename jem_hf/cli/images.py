@@ -162,7 +162,7 @@ def _predictions(model: JemModel, pixels: torch.Tensor, known: list[int]) -> lis
         {"energy": energy, "probabilities": dict(zip(model.config.label_names, row))}
         for energy, row in zip(energies.tolist(), scores.tolist())
     ]
-    if model.outliers is not None and model.outliers.is_fitted:
+    if model.has_outlier_score:
         for result, score in zip(results, model.outlier_score(pixels).tolist()):
             result["outlier_score"] = score
     return results

@@ -108,7 +108,7 @@ class Actions:
         seen = html.figure(JemImageProcessor.to_pil(pixels)[0], "The part of your image that the model sees")
         seen += html.note(f"The model sees this much, at {size} pixels.")
         text = f"<p>Energy {energy:.2f}</p>"
-        if self.pipeline.model.outliers is not None and self.pipeline.model.outliers.is_fitted:
+        if self.pipeline.model.has_outlier_score:
             text = html.strangeness(self.pipeline.model.outlier_score(pixels).item())
         elif quantiles := self.report.get("test_energy_quantiles"):
             text += html.energy_among(energy, quantiles)

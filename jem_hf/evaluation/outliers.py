@@ -10,21 +10,14 @@ from ..data.avatars import ATTRIBUTES, render
 from ..models.configuration_jem import JemConfig
 from ..models.image_processing_jem import to_pixels
 from ..models.modeling_jem import JemModel
+from ..training.corruptions import shuffle_patches
 from .prediction import predict
-
-NUM_PATCHES = 4  # a side, of those that are shuffled
 
 
 def outlier_sets(images: torch.Tensor) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
     """What outliers are made of real images (B, C, H, W) in [-1, 1], by name."""
     generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(NUM_PATCHES**2, generator=generator)
-
-    def shuffled(x):
-        size = x.shape[-1] // NUM_PATCHES
-        patches = x.unfold(2, size, size).unfold(3, size, size).flatten(2, 3)[:, :, order]
-        return patches.unflatten(2, (NUM_PATCHES, NUM_PATCHES)).movedim(4, 3).flatten(4, 5).flatten(2, 3)
-
+    order = torch.randperm(16, generator=generator)
     return {
         "noise": lambda x: torch.rand(x.shape, generator=generator) * 2 - 1,
         "one_colour": lambda x: (torch.rand(*x.shape[:2], 1, 1, generator=generator) * 2 - 1).expand_as(x),
@@ -32,7 +25,7 @@ def outlier_sets(images: torch.Tensor) -> dict[str, Callable[[torch.Tensor], tor
         "blurred": lambda x: gaussian_blur(x, [5, 5], [1.0, 1.0]),
         "very_blurred": lambda x: gaussian_blur(x, [9, 9], [2.0, 2.0]),
         "upside_down": lambda x: x.flip(-2),
-        "shuffled": shuffled,
+        "shuffled": lambda x: shuffle_patches(x, order),
         "inverted": lambda x: -x,
     }
 
@@ -57,14 +50,13 @@ def outlier_detection(model: JemModel, images: torch.Tensor, num: int = 500, num
     avatars = _avatars(model.config, min(num_avatars, len(real)))
     if avatars is not None:
         outliers["avatars"] = to_pixels(avatars)
-    has_score = model.outliers is not None and model.outliers.is_fitted
-    score = _distances if has_score else _surprise
+    score = _distances if model.has_outlier_score else _surprise
     of_real, by_log_p = score(model, real), _surprise(model, real)
     report = {}
     for name, x in outliers.items():
         found = score(model, x)
         report[name] = {"auroc": _auroc(of_real, found), "fpr95": float((found <= np.quantile(of_real, 0.95)).mean())}
-        report[name]["log_p_auroc"] = _auroc(by_log_p, _surprise(model, x)) if has_score else report[name]["auroc"]
+        report[name]["log_p_auroc"] = _auroc(by_log_p, _surprise(model, x))
     return report
 
 

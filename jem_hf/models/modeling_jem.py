@@ -178,15 +178,20 @@ class JemModel(SamplingMixin, CheckedInputs, OnHub, CheckedWeights, PreTrainedMo
         labels = None if labels is None else self._checked(labels, len(pixel_values))
         return self.label_distribution(self.encode(pixel_values)).marginal_logits(labels)[0].softmax(-1)
 
+    @property
+    def has_outlier_score(self) -> bool:
+        """Whether it has one, with statistics of training images."""
+        return self.outliers is not None and self.outliers.is_fitted
+
     def outlier_distance(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """How strange images (B, C, H, W) in [-1, 1] are, (B,), 0 or more: see [`OutlierScore`]."""
-        if self.outliers is None or not self.outliers.is_fitted:
+        if not self.has_outlier_score:
             raise ValueError("this model has no outlier score: set outlier_score in its config and train it")
         return self.outliers.distance(image_scores(self, pixel_values))
 
     def outlier_score(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The share (B,), 0 to 1, of training images that are less strange than images (B, C, H, W) in [-1, 1]."""
-        distance = self.outlier_distance(pixel_values)
+        distance = self.outlier_distance(pixel_values)  # which says so where there is none
         return self.outliers.percentile(distance)
 
     @torch.no_grad()

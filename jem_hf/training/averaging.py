@@ -4,6 +4,7 @@ import hashlib
 import os
 import time
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,6 +27,7 @@ class AveragingTrainer(ResumableTrainer):
 
     loss_is_scaled_for_ga = False
     negatives: NegativeSampler | None = None  # of an objective with chains
+    parameter_groups: Callable[[], list[dict]]  # for Muon, with `use_fallback` what Adam trains in its place
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -44,10 +46,6 @@ class AveragingTrainer(ResumableTrainer):
         """The images (B, C, H, W) of a batch in [-1, 1], dequantised, and mirrored if so wished."""
         x = dequantise(inputs["pixel_values"], self.generator)
         return augment(x, flip=True, blur=False, generator=self.generator) if self.args.horizontal_flip else x
-
-    def parameter_groups(self) -> list[dict]:
-        """What Muon trains: matrices and convolutions, and with `use_fallback` what Adam does in its place."""
-        raise NotImplementedError
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> Optimizer:
         args = self.args

@@ -28,7 +28,12 @@ def noisy(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def shuffled(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """2x2 or 4x4 patches in another order, one a batch."""
     num = 2 if _uniform((1,), generator).item() < 0.5 else 4
-    order = torch.randperm(num**2, generator=generator, device=generator.device)
+    return shuffle_patches(x, torch.randperm(num**2, generator=generator, device=generator.device))
+
+
+def shuffle_patches(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """The patches of a square grid in another order."""
+    num = int(len(order) ** 0.5)
     patches = x.unfold(2, x.shape[2] // num, x.shape[2] // num).unfold(3, x.shape[3] // num, x.shape[3] // num)
     patches = patches.flatten(2, 3)[:, :, order].unflatten(2, (num, num))
     rows = patches.movedim(4, 3).flatten(4, 5).flatten(2, 3)

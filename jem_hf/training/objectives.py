@@ -28,13 +28,13 @@ def classifier(trainer: Trainer, model: torch.nn.Module, x: torch.Tensor, labels
 def warmup(trainer: Trainer, model: torch.nn.Module, x: torch.Tensor, labels: torch.Tensor) -> Loss:
     """Equilibrium Matching of the joint energy, without chains, and the classifier beside it."""
     args, generator = trainer.args, trainer.generator
-    label_distribution = partial(_label_distribution, trainer, model)
-    matching = equilibrium_matching(label_distribution, trainer.encode(x), labels, generator, args.decay_start)
-    if args.cross_entropy_shift:
-        x = random_shift(x, args.cross_entropy_shift, generator)
-    if args.cross_entropy_zoom > 1:
-        x = random_crop(x, args.cross_entropy_zoom, args.cross_entropy_rotation, generator)
-    codes = trainer.encode(x)
+    label_distribution, codes = partial(_label_distribution, trainer, model), trainer.encode(x)
+    matching = equilibrium_matching(label_distribution, codes, labels, generator, args.decay_start)
+    if args.cross_entropy_shift or args.cross_entropy_zoom > 1:
+        x = random_shift(x, args.cross_entropy_shift, generator) if args.cross_entropy_shift else x
+        if args.cross_entropy_zoom > 1:
+            x = random_crop(x, args.cross_entropy_zoom, args.cross_entropy_rotation, generator)
+        codes = trainer.encode(x)
     if args.cross_entropy_noise:
         codes = codes + args.cross_entropy_noise * torch.empty_like(codes).normal_(generator=generator)
     loss, stats = _cross_entropy(trainer, label_distribution(codes), labels)
