@@ -21,6 +21,7 @@ def image_grid(
     scale: int = 1,
     padding: int = 2,
     row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
 ) -> Image.Image:
     """
     Images in rows on white, each pixel enlarged to a square.
@@ -31,9 +32,10 @@ def image_grid(
         scale (`int`, *optional*, defaults to 1): Side of an enlarged pixel.
         padding (`int`, *optional*, defaults to 2): Pixels between images and around them.
         row_labels (`Sequence[str]`, *optional*): A text for each row, written left of it, wrapped at spaces.
+        column_labels (`Sequence[str]`, *optional*): A text for each column, written above it, wrapped at spaces.
 
     Raises:
-        ValueError: no images, sizes that differ, or a number of labels that is not the number of rows.
+        ValueError: no images, sizes that differ, or a number of labels that is not that of the rows or columns.
     """
     tiles = [_pixels(image) for image in images]
     if not tiles:
@@ -45,12 +47,16 @@ def image_grid(
     num_rows = -(-len(tiles) // num_columns)
     if row_labels is not None and len(row_labels) != num_rows:
         raise ValueError(f"{len(row_labels)} row labels for {num_rows} rows")
+    if column_labels is not None and len(column_labels) != num_columns:
+        raise ValueError(f"{len(column_labels)} column labels for {num_columns} columns")
     tiles = torch.stack(tiles).repeat_interleave(scale, -2).repeat_interleave(scale, -1)
     grid = make_grid(tiles, num_columns, padding, pad_value=255)
     if len(tiles) == 1:  # of which make_grid leaves out the frame
         grid = F.pad(grid, [padding] * 4, value=255)
     grid = to_pil_image(grid)
-    return _with_labels(grid, row_labels, tiles.shape[-2] + padding) if row_labels else grid
+    if column_labels:
+        grid = _with_header(grid, column_labels, tiles.shape[-1] + padding)
+    return _with_labels(grid, row_labels, num_rows, tiles.shape[-2] + padding) if row_labels else grid
 
 
 def reliability_diagram(curves: Mapping[str, tuple[Mapping, float]], path: str | os.PathLike) -> None:
@@ -96,6 +102,39 @@ def reliability_diagram(curves: Mapping[str, tuple[Mapping, float]], path: str |
     figure.savefig(path, format="png", dpi=150)
 
 
+def confusion_matrices(matrices: Mapping[str, tuple[Sequence, Sequence[str]]], path: str | os.PathLike) -> None:
+    """
+    Write a PNG of confusion matrices, one panel an attribute: a row a label, which shows what was guessed for it.
+
+    Args:
+        matrices (`Mapping`): For each attribute its counts (V, V) and the names of its V values.
+        path (`str`): File to write.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    sizes = [len(values) for _, values in matrices.values()]
+    figure = Figure(figsize=(sum(0.34 * n + 1.6 for n in sizes), 0.34 * max(sizes) + 2.1), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(sizes), squeeze=False, width_ratios=sizes)[0]
+    colours = LinearSegmentedColormap.from_list("share", ["white", BLUE])
+    for axis, (name, (counts, values)) in zip(panels, matrices.items()):
+        counts = np.asarray(counts, dtype=float)
+        shares = 100 * counts / counts.sum(1, keepdims=True).clip(1)
+        axis.imshow(shares, cmap=colours, vmin=0, vmax=100)
+        for row, column in zip(*(shares >= 0.5).nonzero()):
+            colour = "white" if shares[row, column] > 60 else INK
+            axis.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=8)
+        axis.set_title(name, color=INK, fontsize=11, fontweight="bold")
+        axis.set(xlabel="guess", ylabel="label")
+        axis.set_xticks(range(len(values)), values, rotation=90)
+        axis.set_yticks(range(len(values)), values)
+        axis.tick_params(colors=GREY, labelcolor=INK, labelsize=9, length=0)
+        axis.spines[:].set_color(PALE)
+    figure.savefig(path, format="png", dpi=130)
+
+
 def _pixels(image: Image.Image | torch.Tensor) -> torch.Tensor:
     """uint8 (3, H, W)."""
     if isinstance(image, Image.Image):
@@ -106,7 +145,22 @@ def _pixels(image: Image.Image | torch.Tensor) -> torch.Tensor:
     return image.expand(3, -1, -1)
 
 
-def _with_labels(grid: Image.Image, labels: Sequence[str], row_height: int) -> Image.Image:
+def _with_header(grid: Image.Image, labels: Sequence[str], column_width: int) -> Image.Image:
+    """The grid with a text above each column."""
+    font = ImageFont.load_default(size=max(9, min(14, column_width // 6)))
+    style = dict(font=font, align="center", spacing=font.size // 4)
+    texts = [textwrap.fill(label, max(4, round(1.7 * column_width / font.size))) for label in labels]
+    height = int(max(ImageDraw.Draw(grid).multiline_textbbox((0, 0), text, **style)[3] for text in texts)) + font.size
+    labelled = Image.new("RGB", (grid.width, height + grid.height), "white")
+    labelled.paste(grid, (0, height))
+    draw = ImageDraw.Draw(labelled)
+    for column, text in enumerate(texts):
+        place = ((column + 0.5) * column_width, height - 0.4 * font.size)
+        draw.multiline_text(place, text, INK, anchor="md", **style)
+    return labelled
+
+
+def _with_labels(grid: Image.Image, labels: Sequence[str], num_rows: int, row_height: int) -> Image.Image:
     """The grid with a text left of each row, in as broad a column as the texts need when wrapped at spaces."""
     font = ImageFont.load_default(size=max(10, min(18, row_height // 4)))
     style = dict(font=font, align="right", spacing=font.size // 4)
@@ -117,7 +171,7 @@ def _with_labels(grid: Image.Image, labels: Sequence[str], row_height: int) -> I
     labelled.paste(grid, (margin, 0))
     draw = ImageDraw.Draw(labelled)
     for row, text in enumerate(texts):
-        place = (margin - 0.5 * font.size, (row + 0.5) * row_height)
+        place = (margin - 0.5 * font.size, grid.height - (num_rows - row - 0.5) * row_height)
         draw.multiline_text(place, text, INK, anchor="rm", **style)
     return labelled
 

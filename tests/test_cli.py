@@ -104,6 +104,23 @@ def test_generate_from_one_request_to_another(trained):
     assert way[2]["attributes"]["Hat"] and way[0]["probabilities"] != way[2]["probabilities"]
 
 
+def test_generate_a_grid_of_two_attributes(trained):
+    common = ("--steps", "2", "--json", "--output", "cross.png")
+    axes = ("--rows", "Hat", "--columns", "Smiling in (True, False)")
+    cells = drawn(jem_hf("generate", trained / "out", "Beard", *axes, *common, cwd=trained))
+    shown = [tuple(each["attributes"][name] for name in ("Hat", "Smiling", "Beard")) for each in cells]
+    assert shown == [(False, False, True), (False, True, True), (True, False, True), (True, True, True)]
+    assert cells[3]["request"] == "(Beard) & Hat & Smiling"
+    picture = Image.open(trained / "cross.png")
+    assert picture.width > picture.height > 2 * 96
+    for wrong, message in (
+        (axes[:2], "--rows and --columns go together"),
+        ((*axes, "--num-images", "3"), "one image a cell"),
+        (("--rows", "Hat", "--columns", "Hat"), "both of 'Hat'"),
+    ):
+        assert message in jem_hf("generate", trained / "out", *wrong, *common, cwd=trained, code=2).stderr
+
+
 def test_generate_the_best_candidates_with_a_sampler(trained):
     common = ("--num-images", "2", "--steps", "3", "--json", "--output", "best.png")
     sampler = ("--sampler", "mala", "--sampler-kwargs", "{step_size: 0.01, temperature: 0.1}")

@@ -4,7 +4,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from dataset_folders import load, write_parquet_folder
+from dataset_folders import load, write_image_folder, write_parquet_folder
 from PIL import Image
 
 from jem_hf.data.columns import attribute_values
@@ -34,6 +34,34 @@ def test_frequencies_count_the_labels_present_and_spare_attributes_of_many_value
     for frequency, name in ((4 / 7, "Smiling"), (3 / 8, "Hat")):
         rows = load(folder, min_frequency=frequency, max_frequency=frequency)["train"]
         assert rows.column_names == ["image", name, "color"]
+
+
+def test_rare_values_count_as_missing(tmp_path, caplog):
+    colours = ["red"] * 10 + ["blue"] * 7 + ["teal"] * 2 + [""]
+    lines = [f"{i}.png,{colour},{i % 2}" for i, colour in enumerate(colours)]
+    folder = write_image_folder(tmp_path / "data", content="\n".join(["file_name,color,Hat", *lines]))
+    rows = load(folder, min_frequency=3 / 19)["train"]
+    assert rows.features["color"].names == ["blue", "red"]
+    everything = load(folder)["train"]
+    assert everything.features["color"].names == ["blue", "red", "teal"]
+    assert list(rows["color"]) == [label if label in (0, 1) else None for label in everything["color"]]
+    assert list(rows["Hat"]) == list(everything["Hat"])
+    assert "'color' has 'teal', which count as missing" in caplog.text
+    assert load(folder, min_frequency=2 / 19)["train"].features["color"].names == ["blue", "red", "teal"]
+    listed = load(folder, min_frequency=0.4, values={"color": ["teal", "red", "blue"]})["train"]
+    assert listed.features["color"].names == ["teal", "red", "blue"]
+
+
+def test_values_that_are_not_listed(folder):
+    values = {"color": ["green", "red"]}
+    with pytest.raises(ValueError, match="'color' has no value 'blue'"):
+        load(folder, values=values)
+    everything, rows = load(folder)["train"], load(folder, values=values, other_values="missing")["train"]
+    assert rows["color"] == [{0: 1, 1: 0}.get(i) for i in everything["color"]]
+    with pytest.raises(ValueError, match="'color' has none of the values of that attribute: it has blue, green, red"):
+        load(folder, values={"color": ["rot", "blau"]}, other_values="missing")
+    with pytest.raises(ValueError, match="other_values is 'raise' or 'missing'"):
+        load(folder, other_values="drop")
 
 
 def test_matching_rows_move_to_novel(folder):

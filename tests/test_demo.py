@@ -263,6 +263,22 @@ def test_reference_energies_of_avatars_are_those_of_new_avatars():
         assert is_unusual(actions.pipeline.model(noise).energy.item(), quantiles)
 
 
+def test_a_grid_shares_one_noise(actions):
+    grid = np.asarray(actions.grid("Hair", "Smiling", "Hat", seed=3))
+    assert grid.shape[0] > 3 * 8 and grid.shape[1] > 2 * 8
+    requests = [
+        f"Hat & Hair={hair} & {smile}" for hair in ("black", "blond", "red") for smile in ("~Smiling", "Smiling")
+    ]
+    drawn = actions.pipeline(requests, seed=3)
+    tiles = [np.asarray(item["image"]) for (item,) in drawn]
+    corner = grid[-10 * 3 - 2 :, -10 * 2 - 2 :]  # below and right of the labels
+    for i, tile in enumerate(tiles):
+        top, left = 2 + 10 * (i // 2), 2 + 10 * (i % 2)
+        assert (corner[top : top + 8, left : left + 8] == tile).all()
+    with pytest.raises(ValueError, match="seed is a number from 0"):
+        actions.grid("Hair", "Smiling", "", seed=-1)
+
+
 def test_edits_are_those_of_the_pipeline(actions, picture):
     (before, after), page = actions.edit(picture, ["Hat", "Hair=red"], ["Smiling"], 0.6, 4)
     small = Image.fromarray(

@@ -154,14 +154,28 @@ def test_masks_of_every_kind(name, model, tmp_path):
         MASKS[name].save(tmp_path / "mask.png")
         sources += [tmp_path / "mask.png", str(tmp_path / "mask.png")]
     for source in sources:
-        mask = pipe._mask(source, (8, 8))
+        mask = pipe._mask(source, Image.new("RGB", (8, 8)))
         assert mask.shape == (1, 1, 8, 8) and mask[..., :4, :].all() and not mask[..., 4:, :].any()
 
 
 def test_a_mask_is_cut_as_its_photograph(model):
     pipe = pipeline("attribute-conditional-generation", model=model)
     wide = strokes("L", 0, 255).resize((32, 16), Image.Resampling.NEAREST)
-    assert pipe._mask(wide, (32, 16))[0, 0, :4].all() and not pipe._mask(wide, (32, 16))[0, 0, 4:].any()
+    mask = pipe._mask(wide, Image.new("RGB", (32, 16)))
+    assert mask[0, 0, :4].all() and not mask[0, 0, 4:].any()
+
+
+def test_a_mask_is_trimmed_as_its_photograph(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    JemImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}, do_trim=True).save_pretrained(
+        tmp_path
+    )
+    pipe = pipeline("attribute-conditional-generation", model=str(tmp_path))
+    photograph = catalogue((80, 60), (40, 10, 80, 50))
+    right_half = Image.new("L", (80, 60))
+    right_half.paste(255, (60, 0, 80, 60))
+    mask = pipe._mask(right_half, photograph)
+    assert mask[0, 0, :, 4:].all() and not mask[0, 0, :, :4].any()
     with pytest.raises(ValueError, match="the mask has 8x8 pixels and its image 32x16"):
         pipe("Hat", image=Image.new("RGB", (32, 16)), mask=MASKS["L"])
     with pytest.raises(ValueError, match="nothing white: paint"):
@@ -188,3 +202,50 @@ def test_images_of_an_address():
     assert open_image(address).mode == "RGBA" and read_image(address).getpixel((0, 7)) == (255, 255, 255)
     with pytest.raises(ValueError, match="cannot read the image 'data:image/png;base64,AAAA'"):
         open_image("data:image/png;base64,AAAA")
+
+
+def catalogue(size, box, ground="white"):
+    """A red thing on a ground."""
+    image = Image.new("RGB", size, ground)
+    image.paste("red", box)
+    return image
+
+
+TRIMMING = JemImageProcessor(size={"shortest_edge": 54}, crop_size={"height": 54, "width": 54}, do_trim=True)
+
+
+@pytest.mark.parametrize(
+    "size, box", [((60, 80), (5, 10, 55, 40)), ((200, 50), (160, 0, 200, 24)), ((60, 80), (0, 0, 25, 15))]
+)
+def test_what_stands_on_a_plain_ground_is_cut_out(size, box):
+    """In whole, in the middle, with 4% of ground on each side; one corner may be covered."""
+    (x,) = TRIMMING(catalogue(size, box, (240, 240, 250)), return_tensors="pt")["pixel_values"]
+    is_red = x[1] < 0
+    rows, columns = is_red.any(1).nonzero()[:, 0], is_red.any(0).nonzero()[:, 0]
+    width, height = box[2] - box[0], box[3] - box[1]
+    unit = 50 / max(width, height)
+    assert len(columns) == pytest.approx(width * unit, abs=2) and len(rows) == pytest.approx(height * unit, abs=2)
+    for places in (rows, columns):
+        assert places.float().mean() == pytest.approx(26.5, abs=1.5)
+    torch.testing.assert_close(x[:, 0, 0], torch.tensor([240, 240, 250]) / 127.5 - 1, atol=0.01, rtol=0)
+
+
+def test_pictures_without_a_plain_ground_are_not_trimmed(tmp_path):
+    TRIMMING.save_pretrained(tmp_path)
+    loaded, plain = (
+        JemImageProcessor.from_pretrained(tmp_path),
+        JemImageProcessor(size=TRIMMING.size, crop_size=TRIMMING.crop_size),
+    )
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    half = catalogue((80, 60), (0, 0, 40, 60))
+    for image in (noise, half, Image.new("RGB", (80, 60), "white")):
+        trimmed, whole = (each(image, return_tensors="pt")["pixel_values"] for each in (loaded, plain))
+        assert torch.equal(trimmed, whole)
+    image = catalogue((80, 60), (10, 10, 30, 30))
+    assert torch.equal(
+        loaded(image, do_trim=False, return_tensors="pt")["pixel_values"],
+        plain(image, return_tensors="pt")["pixel_values"],
+    )
+    assert not torch.equal(
+        loaded(image, return_tensors="pt")["pixel_values"], plain(image, return_tensors="pt")["pixel_values"]
+    )

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import average_precision_score, f1_score, log_loss, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from jem_hf.metrics.distances import nearest_distance
@@ -62,6 +70,33 @@ def test_categorical_attribute_equals_sklearn(data):
     assert row["nll"] == pytest.approx(log_loss(y, p))
     assert row["brier"] == pytest.approx(((p - one_hot) ** 2).sum(1).mean())
     assert row["frequency"] == pytest.approx(one_hot.mean(0))
+
+
+def test_values_of_a_categorical_attribute_equal_sklearn(data):
+    probabilities, labels = data
+    keep = labels[:, 1] >= 0
+    p, y = probabilities[keep, 1], labels[keep, 1]
+    values = {"hair": ["black", "blond", "red"]}
+    found = prediction_metrics(probabilities, labels, ["hat", "hair"], values=values)["per_attribute"]
+    assert "confusion" not in found["hat"]
+    assert found["hair"]["confusion"] == confusion_matrix(y, p.argmax(1)).tolist()
+    for v, row in enumerate(found["hair"]["per_value"].values()):
+        assert row["frequency"] == pytest.approx((y == v).mean())
+        assert row["ap"] == pytest.approx(average_precision_score(y == v, p[:, v]))
+        assert row["precision"] == pytest.approx(precision_score(y == v, p.argmax(1) == v))
+        assert row["recall"] == pytest.approx(recall_score(y == v, p.argmax(1) == v))
+        error = binary_calibration_error(
+            torch.tensor(p[:, v]), torch.tensor((y == v).astype(int)), n_bins=15, norm="l1"
+        )
+        assert row["ece"] == pytest.approx(error.item(), abs=1e-6)
+
+
+def test_a_value_that_never_occurs_has_no_precision():
+    probabilities = np.tile([0.6, 0.3, 0.1], (4, 1, 1))
+    found = prediction_metrics(probabilities, np.array([[0], [0], [1], [-1]]), ["hair"], values={"hair": list("abc")})
+    never = found["per_attribute"]["hair"]["per_value"]["c"]
+    assert never["frequency"] == 0 and never["ece"] == pytest.approx(0.1)
+    assert never["ap"] is never["precision"] is never["recall"] is None
 
 
 def test_overall_numbers_are_means_over_attributes(data):

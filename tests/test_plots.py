@@ -37,6 +37,11 @@ def test_floats_out_of_range_are_clamped():
 def test_row_labels_stand_left_of_their_row_and_inside_it():
     images = torch.full((4, 3, 32, 32), 255, dtype=torch.uint8)
     plain = image_grid(images, num_columns=2, scale=2)
+    headed = image_grid(images, num_columns=2, scale=2, column_labels=["a", "b"])
+    assert headed.width == plain.width and headed.height > plain.height
+    assert (np.asarray(headed)[-plain.height :] == np.asarray(plain)).all()
+    with pytest.raises(ValueError, match="1 column labels for 2 columns"):
+        image_grid(images, num_columns=2, column_labels=["a"])
     labelled = image_grid(images, num_columns=2, scale=2, row_labels=["", "Eyeglasses & ~Beard & Smiling"])
     margin = labelled.width - plain.width
     assert margin > 0 and labelled.height == plain.height

@@ -16,7 +16,7 @@ def report(config):
     probabilities = rng.dirichlet(np.ones(3), (40, 3))
     probabilities[:, [0, 2]] = np.pad(rng.dirichlet(np.ones(2), (40, 2)), [(0, 0), (0, 0), (0, 1)])
     labels = np.stack([rng.integers(-1, v, 40) for v in config.num_values], 1)
-    row = prediction_metrics(probabilities, labels, config.attributes)
+    row = prediction_metrics(probabilities, labels, config.attributes, values=config.attribute_values)
     row["intervals"] = bootstrap_intervals(probabilities, labels, config.attributes, 10)
     curve = reliability_curve(probabilities, labels)
     bounds = dict(
@@ -82,6 +82,6 @@ def test_files(report, config, tmp_path):
     write_report(report[0], pictures, tmp_path / "out", config)
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report[0]
     markdown = (tmp_path / "out" / "report.md").read_text()
-    for name in ("reliability.png", "samples-full.png", "samples-seen.png", "nearest.png"):
+    for name in ("reliability.png", "confusion.png", "samples-full.png", "samples-seen.png", "nearest.png"):
         assert f"]({name})" in markdown
         assert (tmp_path / "out" / name).stat().st_size > 1000

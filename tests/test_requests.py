@@ -7,7 +7,7 @@ import torch
 
 from jem_hf import JemConfig
 from jem_hf.models.label_distributions_jem import ProductDistribution
-from jem_hf.models.requests_jem import MAX_ALTERNATIVES, format_request, parse_composition, parse_request
+from jem_hf.models.requests_jem import MAX_ALTERNATIVES, crossed, format_request, parse_composition, parse_request
 
 VALUES = {"Hair": ["black", "blond", "red"], "Heel (height)": ["1in...2in", "3in & over", "flat", "it's high"]}
 
@@ -62,6 +62,11 @@ def test_requests(config, request_, labels):
         ("~Hair=red", [[-1, 0, -1], [-1, 1, -1]]),
         ("Hair=red | Hat", [[-1, 2, 0], [-1, -1, 1]]),  # few values first: 2 alternatives where Hair first makes 3
         ({"Hat": 3.0, "Hair": "red"}, [[-1, 2, 1]]),
+        ("Hair in (red, 'black')", [[-1, 0, -1], [-1, 2, -1]]),
+        ("Smiling & 'Hair' in(black,blond,) & Hat", [[1, 0, 1], [1, 1, 1]]),
+        ("~Hair in (red, black)", [[-1, 1, -1]]),
+        ("Hair in (red, blond, black)", [[-1, -1, -1]]),
+        ("Hat in (True, False)", [[-1, -1, -1]]),
     ],
 )
 def test_alternatives(config, request_, alternatives):
@@ -235,3 +240,45 @@ def test_wrong_requests(config, request_, message):
 def test_labels_of_a_composition(config, request_, message):
     with pytest.raises(ValueError, match=message.replace("|", r"\|")):
         parse_request(request_, config)
+
+
+@pytest.mark.parametrize(
+    "request_, message",
+    [
+        ("Hair in red", "unknown attribute 'Hair in red'; did you mean 'Hair'"),
+        ("Hair in ()", "the list of values is empty at character 6"),
+        ("Hair in (red, blak)", "no value 'blak'; did you mean 'black'"),
+        ("Hair in (red", "unknown attribute 'Hair in'; did you mean 'Hair'"),
+        ("Hiar in (red)", "unknown attribute 'Hiar'; did you mean 'Hair'"),
+        ("in (red)", "an attribute is missing at character 1"),
+    ],
+)
+def test_lists_of_values_that_are_wrong(config, request_, message):
+    with pytest.raises(ValueError, match=message):
+        parse_composition(request_, config)
+
+
+def test_a_grid_has_a_request_for_each_combination(many):
+    requests, rows, columns = crossed("Hair", "'Heel (height)' in ('3in & over', flat)", "Smiling | Hat", many)
+    assert (rows, columns) == (["black", "blond", "red"], ["3in & over", "flat"])
+    assert requests[1] == '(Smiling | Hat) & Hair=black & "Heel (height)"=flat'
+    met = [parse_composition(each, many).alternatives for each in requests]
+    assert [(each[0][1], each[0][3]) for each in met] == [(hair, heel) for hair in range(3) for heel in (1, 2)]
+    requests, rows, columns = crossed("Hat", "Smiling", "", many)
+    assert (rows, columns) == (["~Hat", "Hat"], ["~Smiling", "Smiling"])
+    assert requests == ["~Hat & ~Smiling", "~Hat & Smiling", "Hat & ~Smiling", "Hat & Smiling"]
+
+
+@pytest.mark.parametrize(
+    "axes, request_, message",
+    [
+        (("Hair", "Hair=red | Hair=black"), "", "both of 'Hair': name two attributes"),
+        (("Hair", "Smiling | Hat"), "", "'Smiling | Hat' is no axis of a grid"),
+        (("Hair", "Smiling & Hat"), "", "'Smiling & Hat' is no axis of a grid"),
+        (("Hair", "Hut"), "", "unknown attribute 'Hut'; did you mean 'Hat'"),
+        (("Hair", "Hat"), "Hair=red", "contradicts itself: 'Hair'"),
+    ],
+)
+def test_what_is_no_grid(config, axes, request_, message):
+    with pytest.raises(ValueError, match=message):
+        crossed(*axes, request_, config)

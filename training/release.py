@@ -17,6 +17,8 @@ from jem_hf.models.modeling_jem import JemModel
 from jem_hf.training.recipes import load_recipe
 from jem_hf.training.splits import load_evaluation_splits
 
+NETWORKS = ("autoencoder.", "backbone.")
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
@@ -36,7 +38,8 @@ def main():
     folder = args.output / recipe.card["name"]
     model.save_pretrained(folder, code=False)
     processor.save_pretrained(folder, code=False)
-    halve_autoencoder(folder / "model.safetensors")
+    halve(folder / "model.safetensors")
+    model = JemModel.from_pretrained(folder)
     splits = load_evaluation_splits(args.dataset or recipe.card["dataset"], processor, model.config)
     cost = args.cost or _cost(args.run)
     report, pictures = evaluate(model, splits, num_images=args.num_images, baselines=args.baselines)
@@ -44,13 +47,12 @@ def main():
     print(json.dumps({key: report[key] for key in ("prediction", "generation", "energy")}, indent=2))
 
 
-def halve_autoencoder(path: Path) -> None:
-    """Hold the convolutions of an autoencoder in half precision: what it decodes is rounded to 8 bits anyway."""
+def halve(path: Path) -> None:
+    """Hold matrices and convolutions in half precision: the model that is evaluated is made of them."""
     weights = load_file(path)
-    halved = {name for name, weight in weights.items() if name.startswith("autoencoder.") and weight.ndim == 4}
-    if halved:
-        weights = {name: weight.half() if name in halved else weight for name, weight in weights.items()}
-        save_file(weights, path, metadata={"format": "pt"})
+    halved = {name for name, weight in weights.items() if name.startswith(NETWORKS) and weight.ndim >= 2}
+    weights = {name: weight.half() if name in halved else weight for name, weight in weights.items()}
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 def _cost(run: Path) -> str:

@@ -10,7 +10,7 @@ import typer
 from ..models.image_processing_jem import JemImageProcessor, open_image, read_image
 from ..models.modeling_jem import JemModel
 from ..models.pipeline_jem import AttributeConditionalGenerationPipeline
-from ..models.requests_jem import parse_request
+from ..models.requests_jem import crossed, parse_request
 from ..plots import image_grid
 from ..training.recipes import read_yaml
 from .shared import (
@@ -32,8 +32,10 @@ BATCH_SIZE = 16  # images that `predict` prints together
 @app.command()
 def generate(
     model: Model,
-    request: Annotated[str, typer.Argument(help='What to draw, such as "Smiling & (Hat | ~Male)".')],
-    num_images: Annotated[int, typer.Option(min=1, help="Number of images.")] = 16,
+    request: Annotated[str, typer.Argument(help='What to draw, such as "Smiling & (Hat | ~Male)".')] = "",
+    num_images: Annotated[int | None, typer.Option(min=1, help="Number of images, by default 16.")] = None,
+    rows: Annotated[str | None, typer.Option(help='A grid: an attribute, a row a value; or "A in (b, c)".')] = None,
+    columns: Annotated[str | None, typer.Option(help="The attribute of its columns; all share one noise.")] = None,
     to: Annotated[str | None, typer.Option(help="Another request: the images go from the one to it.")] = None,
     candidates: Annotated[int | None, typer.Option(min=1, help="Draw so many an image, keep the best.")] = None,
     output: ImageFile = "grid.png",
@@ -48,14 +50,21 @@ def generate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw images for a combination of attributes into a grid."""
+    """Draw images for a combination of attributes into a grid, or one image for each combination of two attributes."""
     check_image_file(output)
+    if (rows is None) != (columns is None):
+        raise ValueError("--rows and --columns go together: name two attributes")
+    if rows is not None and (to is not None or num_images is not None):
+        raise ValueError("a grid of --rows and --columns has one image a cell: leave --to and --num-images out")
     settings = None if sampler_kwargs is None else read_yaml(sampler_kwargs, "--sampler-kwargs")
     if not isinstance(settings, dict | None):
         raise ValueError(f"--sampler-kwargs is a mapping such as '{{step_size: 0.01}}', not {sampler_kwargs!r}")
-    arguments = dict(to=to, num_images=num_images, num_candidates=candidates, seed=seed, num_inference_steps=steps)
+    arguments = dict(to=to, num_candidates=candidates, seed=seed, num_inference_steps=steps)
     arguments |= dict(guidance_scale=guidance, free_attributes=free, label_sampler=label_sampler)
-    _draw(model, request, output, as_json, sampler=sampler, sampler_kwargs=settings, **arguments)
+    arguments |= dict(sampler=sampler, sampler_kwargs=settings)
+    if rows is None:
+        arguments["num_images"] = 16 if num_images is None else num_images
+    _draw(model, request, output, as_json, axes=None if rows is None else (rows, columns), **arguments)
 
 
 @app.command()
@@ -80,9 +89,16 @@ def edit(
     _draw(model, request, output, as_json, guidance_scale=guidance, hold_scale=hold, **images, **arguments)
 
 
-def _draw(model: str, request: str, output: Path, as_json: bool, **arguments) -> None:
-    """Images of one request as a grid; `arguments` are the pipeline's."""
+def _draw(
+    model: str, request: str, output: Path, as_json: bool, axes: tuple[str, str] | None = None, **arguments
+) -> None:
+    """Images of one request, or of its grid over two axes, as a picture; `arguments` are the pipeline's."""
     pipe = AttributeConditionalGenerationPipeline(load_model(model))
+    requests: str | list[str] = request
+    layout: dict = {}
+    if axes:
+        requests, row_labels, column_labels = crossed(*axes, request, pipe.model.config)
+        layout = dict(num_columns=len(column_labels), row_labels=row_labels, column_labels=column_labels)
     steps = arguments["num_inference_steps"]
     if "image" in arguments:
         is_masked = arguments["mask"] is not None
@@ -91,10 +107,12 @@ def _draw(model: str, request: str, output: Path, as_json: bool, **arguments) ->
         settings = pipe.model.chain_settings(steps)
     num_steps = settings["num_steps"]
     with ProgressBars() as progress:
-        drawn = pipe(request, callback=lambda *state: progress("steps", state[-1].step + 1, num_steps), **arguments)
+        drawn = pipe(requests, callback=lambda *state: progress("steps", state[-1].step + 1, num_steps), **arguments)
+    if axes:
+        drawn = [{"request": each} | item for each, (item,) in zip(requests, drawn)]
     output.parent.mkdir(parents=True, exist_ok=True)
     scale = max(1, 96 // pipe.model.config.image_size)
-    image_grid([item.pop("image") for item in drawn], scale=scale).save(output)
+    image_grid([item.pop("image") for item in drawn], scale=scale, **layout).save(output)
     if as_json:
         print_json({"request": request, "output": str(output), "images": drawn})
     else:

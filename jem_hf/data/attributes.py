@@ -34,7 +34,11 @@ class _NoAttributeError(Exception):
 
 
 def find_columns(
-    features: dict, cells: Callable | None, names: list[str] | None = None, values: dict[str, list] | None = None
+    features: dict,
+    cells: Callable | None,
+    names: list[str] | None = None,
+    values: dict[str, list] | None = None,
+    other_values: str = "raise",
 ) -> tuple[dict[str, Column], dict[str, str]]:
     """
     The attributes among the columns of a dataset.
@@ -51,6 +55,7 @@ def find_columns(
             strings are attributes only if named, and then binary unless `values` has them.
         names (`list[str]`, *optional*): Attributes that are wanted; default: all that there are.
         values (`dict[str, list]`, *optional*): The values of some attributes, in the order of their labels.
+        other_values (`str`, *optional*, defaults to `"raise"`): Or "missing": what a cell is that holds none of these.
 
     Returns:
         Columns by name of attribute, in column order, and the reasons why others are none.
@@ -62,7 +67,7 @@ def find_columns(
     for source, feature in features.items():
         is_wanted = source in names if names else cells is not None
         try:
-            columns, note = _read_column(source, feature, cells, (values or {}).get(source), is_wanted)
+            columns, note = _read_column(source, feature, cells, (values or {}).get(source), is_wanted, other_values)
         except _NoAttributeError as reason:
             reasons[source] = str(reason)
             continue
@@ -90,12 +95,15 @@ def fold(cell: Any) -> str:
     return str(text_of(cell)).casefold()
 
 
-def reader(name: str, values: list | None = None, names: list[str] | None = None) -> Callable[[Any], Any]:
+def reader(
+    name: str, values: list | None = None, names: list[str] | None = None, other_values: str = "raise"
+) -> Callable[[Any], Any]:
     """
     What turns a cell into a label: None where it is missing, else a bool or, of an attribute with `values`, an index.
 
     Args:
         names (`list[str]`, *optional*): What the cells stand for if they are those of a `ClassLabel`.
+        other_values (`str`, *optional*, defaults to `"raise"`): As of [`find_columns`].
     """
     labels = WORDS
     if values is not None:
@@ -111,7 +119,7 @@ def reader(name: str, values: list | None = None, names: list[str] | None = None
         if text is None:
             return None
         label = labels.get(text, labels.get(text.casefold()))
-        if label is None:
+        if label is None and other_values == "raise":
             nearest = nearest_name(text, list(map(str, values or BINARY)))
             remedy = "" if values else f"; or list all, values={{{name!r}: [...]}}"
             raise ValueError(f"attribute {name!r} has no value {text!r}{nearest}{remedy}")
@@ -120,14 +128,16 @@ def reader(name: str, values: list | None = None, names: list[str] | None = None
     return read
 
 
-def _read_column(source, feature, cells, values, is_wanted) -> tuple[dict[str, Column], str]:
+def _read_column(source, feature, cells, values, is_wanted, other_values) -> tuple[dict[str, Column], str]:
     """The attributes of a column, and what in it counts as one value."""
     import datasets
 
     names = feature.names if isinstance(feature, datasets.ClassLabel) else None
     if values is not None:
         label = datasets.ClassLabel(names=list(map(str, values)))
-        return {source: Column(source, label, reader(source, values, names))}, ""
+        read = reader(source, values, names, other_values)
+        is_counted = cells is not None and other_values == "missing"
+        return {source: Column(source, label, read)}, _others(source, cells(source), read, names) if is_counted else ""
     if names or feature == datasets.Value("bool"):
         return {source: Column(source, feature)}, ""
     inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
@@ -143,6 +153,17 @@ def _read_column(source, feature, cells, values, is_wanted) -> tuple[dict[str, C
     if inner:
         return _tags(source, [cell for cell in cells(source) if cell])
     return _read_texts(source, Counter(text for text in map(text_of, cells(source)) if text), is_wanted)
+
+
+def _others(source, cells, read, names) -> str:
+    """Which words among the cells are read as missing."""
+    present = [cell for cell in cells if text_of(cell) is not None and not (names and cell < 0)]
+    words = {names[cell] if names else text_of(cell) for cell in present if read(cell) is None}
+    if present and all(read(cell) is None for cell in present):
+        raise ValueError(
+            f"column {source!r} has none of the values of that attribute: it has {', '.join(sorted(words))}"
+        )
+    return f"{', '.join(map(repr, sorted(words)))}, which count as missing" if words else ""
 
 
 def _read_texts(source, count: Counter, is_wanted) -> tuple[dict[str, Column], str]:

@@ -8,7 +8,13 @@ from ..models.values_jem import nearest_name
 from .attributes import Column, find_columns
 
 
-def cast_attributes(dataset, image_column: str, names: list[str] | None, values: dict[str, list] | None):
+def cast_attributes(
+    dataset,
+    image_column: str,
+    names: list[str] | None,
+    values: dict[str, list] | None,
+    other_values: str = "raise",
+):
     """A dataset of its images and attributes alone, as bool and `ClassLabel`, and why other columns are none."""
     import datasets
 
@@ -19,7 +25,7 @@ def cast_attributes(dataset, image_column: str, names: list[str] | None, values:
     def cells(name):
         return [cell for rows in dataset.values() for cell in label_table(rows, [name])[name].to_pylist()]
 
-    columns, reasons = find_columns(features, None if is_stream else cells, names, values)
+    columns, reasons = find_columns(features, None if is_stream else cells, names, values, other_values)
     sources = list(dict.fromkeys(column.source for column in columns.values()))
     dataset = dataset.select_columns([image_column, *sources])
     if any(column.read for column in columns.values()):

@@ -32,6 +32,7 @@ def load_attribute_dataset(
     *,
     attributes: list[str] | None = None,
     values: dict[str, list] | None = None,
+    other_values: str = "raise",
     min_frequency: float = 0.0,
     max_frequency: float = 1.0,
     novel: list[dict] | str | None = None,
@@ -55,10 +56,13 @@ def load_attribute_dataset(
         attributes (`list[str]`, *optional*): Names to keep, in this order; default: all, in column order.
         values (`dict[str, list]`, *optional*):
             The values of attributes that are not binary, by name, in the order of their labels.
+        other_values (`str`, defaults to `"raise"`):
+            What becomes of cells that hold none of these `values`: an error or, with "missing", a missing label.
         min_frequency, max_frequency (`float`, defaults to 0 and 1):
             Binary attributes that `attributes` does not name are left out if their share of positives among the
-            labels present in the train split (the first where none is called train) is below or above; counted before
-            rows move to "novel".
+            labels present in the train split (the first where none is called train) is below or above; values of
+            other attributes that `values` does not list count as missing if they are rarer than `min_frequency`.
+            Counted before rows move to "novel".
         novel (`list[dict]` or `str`, *optional*):
             Combinations such as `{"Eyeglasses": True, "Beard": False}`, or the name of a preset in
             `splits.ZERO_SHOT_CANDIDATES`; rows that match one move to split "novel".
@@ -86,7 +90,9 @@ def load_attribute_dataset(
     image_column = find_image_column(features_of(next(iter(dataset.values()))), image_column)
     combinations = novel if isinstance(novel, list | tuple) else []
     wanted = [*(attributes or []), *(name for combination in combinations for name in combination)]
-    dataset, left_out = cast_attributes(dataset, image_column, attributes and wanted, values)
+    if other_values not in ("raise", "missing"):
+        raise ValueError(f"other_values is 'raise' or 'missing', not {other_values!r}")
+    dataset, left_out = cast_attributes(dataset, image_column, attributes and wanted, values, other_values)
     names, known_values = attribute_values(features_of(next(iter(dataset.values()))))
     check_names([*wanted, *(values or {})], names, left_out)
     if not names:
@@ -99,6 +105,9 @@ def load_attribute_dataset(
     if isinstance(novel, str):
         combinations = _preset(dataset, novel, names)
     _check_not_empty(dataset, name_or_path)
+    if min_frequency > 0 and (common := _common_values(dataset, known_values, values or {}, min_frequency)):
+        known_values |= common
+        dataset, _ = cast_attributes(dataset, image_column, names, common, "missing")
     kept = attributes or _frequent(dataset, names, known_values, min_frequency, max_frequency, left_out)
     if left_out and not attributes:
         logger.warning(f"columns left out of {str(name_or_path)!r}: {_reasons(left_out)}")
@@ -175,6 +184,19 @@ def _preset(dataset, name, names):
     if not combinations:
         raise ValueError(f"no combination of {name!r} has a frequency of 0.5% to 5%: list the combinations in novel")
     return combinations
+
+
+def _common_values(dataset, values, listed, min_frequency):
+    """The values that are frequent enough, of attributes that have at least two such, and some that are not."""
+    train = label_table(dataset.get("train", next(iter(dataset.values()))), values)
+    common = {}
+    for name in values.keys() - listed.keys():
+        counts = {each["values"]: each["counts"] for each in train[name].value_counts().to_pylist()}
+        num_rows = sum(count for label, count in counts.items() if label is not None)
+        kept = [value for i, value in enumerate(values[name]) if counts.get(i, 0) >= min_frequency * num_rows]
+        if 2 <= len(kept) < len(values[name]):
+            common[name] = kept
+    return common
 
 
 def _frequent(dataset, names, values, min_frequency, max_frequency, left_out):

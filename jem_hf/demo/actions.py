@@ -17,11 +17,13 @@ from ..models.hub_jem import source_folder
 from ..models.image_processing_jem import JemImageProcessor, read_image
 from ..models.modeling_jem import JemModel
 from ..models.pipeline_jem import AttributeConditionalGenerationPipeline
-from ..models.requests_jem import format_request, parse_composition, parse_request
+from ..models.requests_jem import crossed, format_request, parse_composition, parse_request
+from ..plots import image_grid
 from . import html
 from .chain import MAX_SEED, Drawing, watch
 
 MAX_PIXELS = 40_000_000
+MAX_CELLS = 256  # of a grid
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 PRESETS = {
     "Sunny smile": "Smiling & Sunglasses & Hat",
@@ -96,6 +98,16 @@ class Actions:
         drawn, steps_done, energies = yield from watch(run, stop, show)
         curve = html.energy_curve(energies, drawing.num_inference_steps)
         yield results(drawn, drawing, steps_done, self.config) + curve, drawn[0]["image"]
+
+    def grid(self, rows: str, columns: str, request: str, seed: int) -> Image.Image:
+        """An image for each combination of the values of two attributes, all of one noise."""
+        requests, row_labels, column_labels = crossed(rows, columns, request or "", self.config)
+        if len(requests) > MAX_CELLS:
+            raise ValueError(f"{len(requests)} images are more than {MAX_CELLS}: name some values, 'A in (b, c)'")
+        drawing = replace(self.default, seed=seed)  # a seed out of its range raises
+        drawn = self.pipeline(requests, seed=drawing.seed)
+        labels = dict(row_labels=row_labels, column_labels=[html.readable(label) for label in column_labels])
+        return image_grid([item["image"] for (item,) in drawn], num_columns=len(column_labels), **labels)
 
     def tag(self, path: str | None) -> str:
         """What the model sees in an image file."""

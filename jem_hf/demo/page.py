@@ -39,6 +39,9 @@ def create_page(model: str) -> gr.Blocks:
         )
         with gr.Tab("Make"):
             picture = _make(page, actions)
+        if len(actions.config.attributes) > 1:
+            with gr.Tab("Grid"):
+                _grid(actions)
         with gr.Tab("Tag"):
             _tag(actions, picture)
         with gr.Tab("Edit"):
@@ -172,6 +175,24 @@ def _image_file(picture: gr.State) -> gr.File:
 
     gr.Button("Take the first image of Make", size="sm").click(take, picture, file, show_progress="hidden")
     return file
+
+
+def _grid(actions: Actions) -> None:
+    names = sorted(actions.config.attributes, key=lambda name: -len(actions.config.values(name)))
+    with gr.Row():
+        rows, columns = (
+            gr.Dropdown(
+                _choices(actions.config.attributes), value=name, label=label, info=info, allow_custom_value=True
+            )
+            for name, label, info in zip(
+                names[1::-1], ("Rows", "Columns"), ("A value a row.", "Or some: Hair in (red, black).")
+            )
+        )
+        request = gr.Textbox(label="All images show", placeholder="Anything", max_length=2000)
+        seed = _seed()
+    button = gr.Button("Draw the grid", variant="primary")
+    grid = gr.Image(label="One noise, all combinations", interactive=False, format="png", elem_id="grid")
+    button.click(messages()(actions.grid), [rows, columns, request, seed], grid, concurrency_id="chain")
 
 
 def _tag(actions: Actions, picture: gr.State) -> None:

@@ -81,7 +81,7 @@ def compare_prediction(
     labels, attributes = test.labels.numpy(), model.config.attributes
     rows, curves = {}, {}
     for name, p in probabilities.items():
-        rows[name] = prediction_metrics(p, labels, attributes)
+        rows[name] = prediction_metrics(p, labels, attributes, values=model.config.attribute_values)
         rows[name]["intervals"] = bootstrap_intervals(p, labels, attributes, num_resamples)
         curves[name] = (reliability_curve(p, labels), rows[name]["ece"])
     report = {"prediction": rows.pop("joint")}

@@ -12,16 +12,17 @@ from ..models.configuration_jem import JemConfig
 from ..models.image_processing_jem import to_pixels
 from ..models.modeling_jem import JemModel
 from ..models.pipeline_jem import AttributeConditionalGenerationPipeline
-from ..models.requests_jem import format_request
-from ..plots import image_grid, reliability_diagram
+from ..models.requests_jem import crossed, format_request
+from ..plots import confusion_matrices, image_grid, reliability_diagram
 
 
 def write_report(report: dict, pictures: dict, folder: str | Path, config: JemConfig) -> None:
     """
     Write `report.json`, `report.md` and its pictures.
 
-    These are `reliability.png` where there is a label, a grid of samples for each kind of request, and `nearest.png`:
-    samples beside their nearest training images. See [`evaluate`] for `report` and `pictures`.
+    These are `reliability.png` where there is a label, `confusion.png` where an attribute has several values, a grid
+    of samples for each kind of request, and `nearest.png`: samples beside their nearest training images. See
+    [`evaluate`] for `report` and `pictures`.
     """
     folder, figures = Path(folder), []
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,6 +31,9 @@ def write_report(report: dict, pictures: dict, folder: str | Path, config: JemCo
     if report["prediction"]["ece"] is not None:
         reliability_diagram(curves, folder / "reliability.png")
         figures.append("![Reliability diagram](reliability.png)")
+    if confusion := _confusion(report["prediction"]["per_attribute"], config):
+        confusion_matrices(confusion, folder / "confusion.png")
+        figures.append("![Confusion matrices](confusion.png)\n\nGuesses among the images of each value, in per cent.")
     for name, (images, requests) in pictures.get("samples", {}).items():
         _sample_grid(images, requests, config).save(folder / f"samples-{name}.png")
         figures.append(f"![{KINDS[name]}](samples-{name}.png)\n\n{KINDS[name].capitalize()}.")
@@ -47,7 +51,8 @@ def document(
 
     Args:
         report, pictures (`dict`): From [`evaluate`].
-        card (`dict`): The section of that name of the recipe, see [`write_card`]; `requests` are drawn, a row each.
+        card (`dict`): The section of that name of the recipe, see [`write_card`]; `requests` are drawn, a row each,
+            and `grid`, "rows" and "columns" as of [`crossed`], with an image for each combination.
         recipe (`str`): Name or path for `jem-hf train`.
         cost (`str`, *optional*): What training took.
     """
@@ -55,12 +60,23 @@ def document(
         pictures = {name: picture for name, picture in pictures.items() if name != "nearest"}
     write_report(report, pictures, folder, model.config)
     card = dict(card)
-    requests = card.pop("requests", [""])
+    requests, grid = card.pop("requests", [""]), card.pop("grid", None)
     draw = AttributeConditionalGenerationPipeline(model)
     images = [item["image"] for row in draw(requests, num_images=8, seed=0) for item in row]
     scale = _scale(model.config.image_size)
     image_grid(images, scale=scale, row_labels=requests if any(requests) else None).save(Path(folder) / "samples.png")
+    if grid:
+        cells, row_labels, column_labels = crossed(grid["rows"], grid["columns"], "", model.config)
+        images = [item["image"] for (item,) in draw(cells, seed=0)]
+        layout = dict(row_labels=row_labels, column_labels=column_labels)
+        image_grid(images, len(column_labels), scale, **layout).save(Path(folder) / "grid.png")
     write_card(folder, model.config, report, recipe=recipe, cost=cost, requests=requests, **card)
+
+
+def _confusion(per_attribute: dict, config: JemConfig) -> dict:
+    """Confusion matrices by attribute, and the names of their values."""
+    counts = {name: each.get("confusion", []) for name, each in per_attribute.items()}
+    return {name: (rows, config.values(name)) for name, rows in counts.items() if any(map(any, rows))}
 
 
 def _sample_grid(images: torch.Tensor, requests: torch.Tensor, config: JemConfig) -> Image.Image:

@@ -102,6 +102,7 @@ def write_card(
         template_path=TEMPLATE,
         code_shape=config.code_shape if config.autoencoder else None,
         has_samples=(folder / "samples.png").is_file(),
+        has_grid=(folder / "grid.png").is_file(),
         caption=caption.strip(),
         task=TASK,
         path=path,

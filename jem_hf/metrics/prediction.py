@@ -5,7 +5,7 @@ number of values; an attribute with fewer values has zeros beyond them. Labels a
 and a missing label is left out everywhere. A number that is not defined is None.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,7 +15,11 @@ LEAST_PROBABILITY = 1e-12  # of a label, or one that was held for impossible mak
 
 
 def prediction_metrics(
-    probabilities: np.ndarray, labels: np.ndarray, attributes: Sequence[str], num_bins: int = 15
+    probabilities: np.ndarray,
+    labels: np.ndarray,
+    attributes: Sequence[str],
+    num_bins: int = 15,
+    values: Mapping[str, Sequence[str]] | None = None,
 ) -> dict:
     """
     Quality and calibration of predicted attribute probabilities, per attribute and overall.
@@ -25,6 +29,7 @@ def prediction_metrics(
         labels (`np.ndarray` of shape (N, K)): Integers, -1 for missing.
         attributes (`Sequence[str]`): The K names.
         num_bins (`int`): Bins of the calibration errors.
+        values (`Mapping[str, Sequence[str]]`, *optional*): Names of the values of attributes that are not binary.
 
     Returns:
         Numbers by name, and under "per_attribute" for each attribute its own, "f1" for the two below and "frequency"
@@ -41,6 +46,9 @@ def prediction_metrics(
           [`reliability_curve`]. All three are pooled over the (image, attribute) pairs, so that opposite errors of
           two attributes at one confidence cancel.
 
+        An attribute that `values` names has beside these "confusion" (a list a label, of how often each value was
+        guessed) and "per_value": by name frequency, precision, recall, ap and ece, this of the value's probability.
+
     Raises:
         ValueError: shapes or names that do not fit, NaN, rows that do not sum to one, or labels without a value.
     """
@@ -50,7 +58,10 @@ def prediction_metrics(
     rows = []
     for k, num_values in enumerate(value_counts(probabilities, labels)):
         present = labels[:, k] >= 0
-        rows.append(_attribute_metrics(probabilities[present, k, :num_values], labels[present, k], num_bins))
+        own = probabilities[present, k, :num_values], labels[present, k]
+        rows.append(_attribute_metrics(*own, num_bins))
+        if attributes[k] in (values or {}):
+            rows[-1] |= _value_metrics(*own, values[attributes[k]], num_bins)
     defined = {name: [row[name] for row in rows if row[name] is not None] for name in METRICS}
     overall = {name: float(np.mean(numbers)) if numbers else None for name, numbers in defined.items()}
     pairs, values = one_against_rest(probabilities, labels), np.arange(probabilities.shape[2])
@@ -208,6 +219,28 @@ def _attribute_metrics(probabilities: np.ndarray, labels: np.ndarray, num_bins: 
         **_calibration_errors(probabilities[:, None], labels[:, None], num_bins),
         "frequency": float(frequency[1]) if num_values == 2 else frequency.tolist(),
     }
+
+
+def _value_metrics(probabilities: np.ndarray, labels: np.ndarray, values: Sequence[str], num_bins: int) -> dict:
+    """What tells the values of an attribute apart, from its present labels (N,) and their probabilities (N, V_k)."""
+    from sklearn.metrics import average_precision_score
+
+    confusion = np.zeros((len(values), len(values)), dtype=int)
+    np.add.at(confusion, (labels, probabilities.argmax(1)), 1)
+    rows = {}
+    for v, value in enumerate(values):
+        truth, p, right = labels == v, probabilities[:, v], int(confusion[v, v])
+        curve = reliability_curve(
+            np.stack([1 - p, p], 1)[:, None], truth[:, None].astype(int), num_bins, positive=True
+        )
+        rows[value] = {
+            "frequency": float(truth.mean()) if len(truth) else None,
+            "precision": right / int(confusion[:, v].sum()) if confusion[:, v].any() else None,
+            "recall": right / int(confusion[v].sum()) if confusion[v].any() else None,
+            "ap": float(average_precision_score(truth, p)) if 0 < truth.sum() < len(truth) else None,
+            "ece": expected_calibration_error(curve),
+        }
+    return {"confusion": confusion.tolist(), "per_value": rows}
 
 
 def _calibration_errors(probabilities: np.ndarray, labels: np.ndarray, num_bins: int) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 PREDICTION = "accuracy f1_macro f1_micro ap auroc nll brier ece ece_equal_mass ece_positive".split()
 PER_ATTRIBUTE = "frequency accuracy f1 ap auroc nll brier ece".split()
+PER_VALUE = "frequency precision recall ap ece".split()
 GENERATION = {
     "agreement": "agreement",
     "floor": "floor",
@@ -142,7 +143,16 @@ def _energy(report: dict) -> Iterator[str]:
 
 
 def _per_attribute(report: dict) -> Iterator[str]:
-    sections = [("Prediction of each attribute:", report["prediction"]["per_attribute"], PER_ATTRIBUTE)]
+    predicted = {name: dict(row) for name, row in report["prediction"]["per_attribute"].items()}
+    values = {
+        f"{name}={value}": row for name, each in predicted.items() for value, row in each.get("per_value", {}).items()
+    }
+    for row in predicted.values():
+        if "per_value" in row:  # which have their own table
+            row["frequency"] = None
+    sections = [("Prediction of each attribute:", predicted, PER_ATTRIBUTE)]
+    if values:
+        sections.append(("Prediction of each value, against all others of its attribute:", values, PER_VALUE))
     for kind, row in _kinds(report).items():
         if agreed := row.get("per_attribute"):
             text = f"Agreement of each attribute ({KINDS[kind]}):"

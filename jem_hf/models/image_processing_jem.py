@@ -8,11 +8,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_processing_utils import ImagesKwargs
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling
 
 from .hub_jem import PROCESSOR_AUTO_MAP, OnHub
 
 MAX_ASPECT_RATIO = 200
+GROUND_TOLERANCE = 12  # of 255: what JPEG leaves of one colour
+GROUND_MARGIN = 0.04  # of ground on each side, as a share of what stands on it
 ADDRESSES = ("http://", "https://", "data:")
 
 ImageSource = Image.Image | np.ndarray | torch.Tensor | str | Path
@@ -61,6 +64,46 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")
+
+
+def subject_square(image: torch.Tensor) -> tuple[int, int, int] | None:
+    """
+    Top, left and side of the square around what stands on a ground of one colour, that of the corners; it can reach
+    beyond the image. None where there is no such ground, or nothing on it.
+
+    Args:
+        image (`torch.Tensor`): uint8 (C, H, W).
+    """
+    corners = _corners(image)
+    stands_out = (image.int() - _ground(image)).abs().amax(0) > GROUND_TOLERANCE
+    if (corners.int() - _ground(image)[:, 0]).abs().amax(0).gt(GROUND_TOLERANCE).sum() > 1 or not stands_out.any():
+        return None
+    (top, bottom), (left, right) = (stands_out.any(axis).nonzero().aminmax() for axis in (1, 0))
+    height, width = int(bottom - top) + 1, int(right - left) + 1
+    side = round(max(height, width) * (1 + 2 * GROUND_MARGIN))
+    return int(top) - (side - height) // 2, int(left) - (side - width) // 2, side
+
+
+def cut_square(image: torch.Tensor, square: tuple[int, int, int] | None) -> torch.Tensor:
+    """A square of an image (C, H, W), see [`subject_square`], the colour of the corners beyond its edges."""
+    if square is None:
+        return image
+    top, left, side = square
+    whole = _ground(image).to(image.dtype).expand(-1, side, side).clone()
+    shown = image[:, max(0, top) : top + side, max(0, left) : left + side]
+    down, right = max(0, -top), max(0, -left)
+    whole[:, down : down + shown.shape[1], right : right + shown.shape[2]] = shown
+    return whole
+
+
+def _corners(image: torch.Tensor) -> torch.Tensor:
+    """(C, 4)"""
+    return image[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+
+
+def _ground(image: torch.Tensor) -> torch.Tensor:
+    """(C, 1, 1), the median of the corners: one of them may be covered."""
+    return _corners(image).int().median(1).values[:, None, None]
 
 
 def to_mask(image: Image.Image) -> Image.Image:
@@ -138,21 +181,32 @@ def to_bytes(array: np.ndarray | torch.Tensor) -> np.ndarray:
     )
 
 
+class JemImagesKwargs(ImagesKwargs, total=False):
+    """
+    do_trim (`bool`, *optional*, defaults to `False`): Cut what stands on a ground of one colour out first.
+    """
+
+    do_trim: bool | None
+
+
 class JemImageProcessor(OnHub, TorchvisionBackend):
     """
     Resizes the shorter side, crops the centre and scales pixels to [-1, 1].
 
-    A `shortest_edge` above the crop's size zooms in: aligned CelebA faces fill the frame at 1.25 times.
+    A `shortest_edge` above the crop's size zooms in: aligned CelebA faces fill the frame at 1.25 times. With `do_trim`
+    an image that shows something on a ground of one colour, as catalogues do, is first cut to the square around that.
     """
 
     checkpoint_files = ("preprocessor_config.json",)
     remote_code = {"auto_map": PROCESSOR_AUTO_MAP}
+    valid_kwargs = JemImagesKwargs
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_STANDARD_MEAN
     image_std = IMAGENET_STANDARD_STD
     size = {"shortest_edge": 32}
     crop_size = {"height": 32, "width": 32}
     default_to_square = False
+    do_trim = False
     do_resize = True
     do_center_crop = True
     do_rescale = True
@@ -177,6 +231,11 @@ class JemImageProcessor(OnHub, TorchvisionBackend):
         """One image as a tensor (C, H, W); see [`open_image`] for what it refuses."""
         image = open_image(image, channels=input_data_format)
         return super().process_image(to_rgb(image) if do_convert_rgb else image, **kwargs)
+
+    def _preprocess(self, images, do_trim=False, **kwargs):
+        if do_trim:
+            images = [cut_square(image, subject_square(image)) for image in images]
+        return super()._preprocess(images, **kwargs)
 
     @staticmethod
     def to_pil(pixel_values: torch.Tensor) -> list[Image.Image]:

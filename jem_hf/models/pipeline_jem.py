@@ -4,9 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import Pipeline
 
-from .image_processing_jem import ImageSource, JemImageProcessor, open_image, read_image, to_mask
+from .image_processing_jem import (
+    ImageSource,
+    JemImageProcessor,
+    cut_square,
+    open_image,
+    read_image,
+    subject_square,
+    to_mask,
+)
 from .requests_jem import Composition, Request, parse_composition, parse_request
 from .sampling_jem import NEVER, Condition
 from .values_jem import as_float, as_int, as_python, nearest_name, shown, value_of
@@ -98,25 +108,28 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         if "to" in given:
             given["to"] = parse_request(given["to"], self.model.config)
         if "image" in given:
-            image = open_image(given["image"])
+            image = read_image(given["image"])
             given["image"] = self._pixels(image)
             if "mask" in given:
-                given["mask"] = self._mask(given["mask"], image.size)
+                given["mask"] = self._mask(given["mask"], image)
         return {}, given, {} if return_tensors is None else {"return_tensors": return_tensors}
 
-    def _pixels(self, image: ImageSource) -> torch.Tensor:
-        """(1, C, H, W) in [-1, 1]; an image that has the model's size already is taken as it is."""
-        image, size = read_image(image), self.model.config.image_size
-        cut = {} if image.size != (size, size) else {"do_resize": False, "do_center_crop": False}
-        return self.model.image_processor()(image, return_tensors="pt", **cut)["pixel_values"].to(self.model.device)
+    def _pixels(self, image: Image.Image, like: Image.Image | None = None) -> torch.Tensor:
+        """(1, C, H, W) in [-1, 1]; an image of the model's size is taken as it is, a mask is cut `like` its image."""
+        processor, pixels, cut = self.model.image_processor(), pil_to_tensor(image), {}
+        if image.size == (self.model.config.image_size,) * 2:
+            cut = {"do_resize": False, "do_center_crop": False, "do_trim": False}
+        elif like is not None and processor.do_trim:
+            pixels, cut = cut_square(pixels, subject_square(pil_to_tensor(like))), {"do_trim": False}
+        return processor(pixels, return_tensors="pt", **cut)["pixel_values"].to(self.model.device)
 
-    def _mask(self, mask: ImageSource, size: tuple[int, int]) -> torch.Tensor:
-        """(1, 1, H, W), True where pixels are drawn anew: cut and resized as the image of this size is."""
+    def _mask(self, mask: ImageSource, image: Image.Image) -> torch.Tensor:
+        """(1, 1, H, W), True where pixels are drawn anew: cut and resized as the image is."""
         opened = open_image(mask)
-        if opened.size != size:
-            sizes = "{}x{} pixels and its image {}x{}".format(*opened.size, *size)
+        if opened.size != image.size:
+            sizes = "{}x{} pixels and its image {}x{}".format(*opened.size, *image.size)
             raise ValueError(f"the mask has {sizes}: make both of one size")
-        inside = self._pixels(to_mask(opened)).mean(1, keepdim=True) > 0
+        inside = self._pixels(to_mask(opened), like=image).mean(1, keepdim=True) > 0
         if not inside.any():
             raise ValueError("the mask has nothing white in the part of the image that the model sees, its centre")
         return inside

@@ -3,7 +3,7 @@ What users ask for: `"Smiling & (Hat | ~Hair=red)"` or `{"Smiling": True, "Hair"
 
     request     = conjunction ("|" conjunction)*
     conjunction = term ("&" term)*
-    term        = "~" term | "(" request ")" | attribute ["=" value] [":" weight]
+    term        = "~" term | "(" request ")" | attribute ["=" value | "in" "(" value ("," value)* ")"] [":" weight]
 
 Names and values are all text up to the next operator. Those that hold one of `& | ~ ( ) = :` or start with a quote
 stand in single or double quotes, in which a doubled quote is one: `"Shirt (red)"`.
@@ -28,9 +28,11 @@ MAX_WORK = 10_000_000  # characters of a request times its evaluations, until it
 UNKNOWN = 0.5  # of Kleene's logic: 0 is false, 1 true, "and" is min, "or" is max and "not v" is 1 - v
 Predicate = Callable[[list[int]], float]  # truth of K labels, UNKNOWN where it depends on those that are open
 
-_BARE = re.compile(r"""[^\s"'&|~()=:][^&|~()=:]*""")
+_QUOTED = r"""(?:"(?:[^"]|"")*"|'(?:[^']|'')*')"""
+_LIST = rf"""in\s*\((?:[^()"']|{_QUOTED})*\)"""
+_BARE = re.compile(rf"""[^\s"'&|~()=:](?:(?!\s{_LIST})[^&|~()=:])*""")
 _TOKEN = re.compile(
-    rf"""(?P<operator>[&|~()=:])|(?P<quoted>"(?:[^"]|"")*"|'(?:[^']|'')*')|(?P<bare>{_BARE.pattern})|(?P<unclosed>["'])"""
+    rf"""(?P<operator>[&|~()=:])|(?P<quoted>{_QUOTED})|(?P<listed>{_LIST})|(?P<bare>{_BARE.pattern})|(?P<unclosed>["'])"""
 )
 
 
@@ -103,6 +105,52 @@ def format_request(labels: Iterable[int], config: JemConfig) -> str:
         elif label >= 0:
             terms.append(f"{_quoted(name)}={_quoted(values[label])}")
     return " & ".join(terms)
+
+
+def crossed(rows: str, columns: str, request: str, config: JemConfig) -> tuple[list[str], list[str], list[str]]:
+    """
+    The requests of a grid, row by row, each of one value of `rows`, one of `columns` and all that `request` says.
+
+    Args:
+        rows, columns (`str`): An attribute, of which all values are taken, or a request that names some of one
+            attribute, such as `"Hair in (red, black)"`.
+        request (`str`): What all images show, `""` for nothing.
+
+    Returns:
+        Requests, and what rows and columns show.
+
+    Raises:
+        ValueError: as [`parse_composition`], and for an axis of several attributes or the same one twice.
+    """
+    shown = [_axis(text, config) for text in (rows, columns)]
+    if shown[0][0] == shown[1][0]:
+        raise ValueError(f"rows and columns are both of {shown[0][0]!r}: name two attributes")
+    terms = [list(each.values()) for _, each in shown]
+    requests = [" & ".join([*([f"({request})"] if request.strip() else []), a, b]) for a in terms[0] for b in terms[1]]
+    for each in requests:
+        parse_composition(each, config)
+    return requests, *(list(each) for _, each in shown)
+
+
+def _axis(text: str, config: JemConfig) -> tuple[str, dict[str, str]]:
+    """An attribute, and the terms of its values by what they are called."""
+    names = list(config.named_values)
+    if text in names:
+        k, allowed = names.index(text), {-1}
+    else:
+        parser = _Parser(text, config)
+        alternatives = parser.composition().alternatives
+        if len(set(parser.mentioned)) != 1:
+            raise ValueError(
+                f"{text!r} is no axis of a grid: name one attribute, or some of its values, 'A in (b, c)'"
+            )
+        k = parser.mentioned[0]
+        allowed = {each[k] for each in alternatives}
+    name, is_binary = names[k], config.values(names[k]) == BINARY
+    labels = [label for label in range(len(config.values(name))) if {label, -1} & allowed]
+    rows = [[label if i == k else -1 for i in range(len(names))] for label in labels]
+    terms = [format_request(row, config) for row in rows]
+    return name, {term if is_binary else config.values(name)[label]: term for term, label in zip(terms, labels)}
 
 
 class _Parser:
@@ -180,13 +228,25 @@ class _Parser:
             return predicate
         name = self.name("an attribute")
         k = self.names.index(as_choice("attribute", name, self.names))
-        label = label_of(name, self.name("a value") if self.take("=") else True, self.values[name])
+        words = self.listed() or [self.name("a value") if self.take("=") else True]
+        labels_of_name = {label_of(name, word, self.values[name]) for word in words}
         self.mentioned.append(k)
         if self.take(":"):
             weight = _weight(name, self.name("a weight"))
             if self.weights.setdefault(k, weight) != weight:
                 raise ValueError(f"attribute {name!r} has two weights, {self.weights[k]} and {weight}: write one")
-        return lambda labels: UNKNOWN if labels[k] < 0 else float(labels[k] == label)
+        return lambda labels: UNKNOWN if labels[k] < 0 else float(labels[k] in labels_of_name)
+
+    def listed(self) -> list[str]:
+        """The values of a list, if there is one."""
+        if not self.tokens or self.tokens[0].lastgroup != "listed":
+            return []
+        inside = self.tokens[0][0].partition("(")[2][:-1]
+        words = [_unquoted(word.strip()) for word in re.findall(rf"{_QUOTED}|[^,\s][^,]*", inside)]
+        if not words:
+            raise self.error("the list of values is empty")
+        self.tokens.pop(0)
+        return words
 
     def inside(self, rule: Callable[[], Predicate]) -> Predicate:
         self.depth += 1
@@ -200,8 +260,7 @@ class _Parser:
         kind = self.tokens[0].lastgroup if self.tokens else None
         if kind not in ("bare", "quoted"):
             raise self.error("a quote is not closed" if kind == "unclosed" else f"{what} is missing")
-        found = self.tokens.pop(0)[0]
-        return found.strip() if kind == "bare" else found[1:-1].replace(found[0] * 2, found[0])
+        return _unquoted(self.tokens.pop(0)[0].strip())
 
     def take(self, operator: str) -> bool:
         is_next = bool(self.tokens) and self.tokens[0][0] == operator
@@ -222,6 +281,10 @@ def _weight(name: str, value: float | str) -> float:
         if 0 < float(value) < inf:
             return float(value)
     raise ValueError(f"{value!r} is not a weight of attribute {name!r}: write a number above 0, or a value")
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1].replace(text[0] * 2, text[0]) if text[0] in "\"'" else text
 
 
 def _quoted(name: str) -> str:

@@ -35,7 +35,7 @@ SECTIONS = {
         **_types(load_avatars, "num_train num_test num_novel"),
     },
     "image_processor": dict.fromkeys(("size", "crop_size"), int | dict[str, int])
-    | {"resample": int, "do_center_crop": bool},
+    | {"resample": int, "do_center_crop": bool, "do_trim": bool},
     "model": {
         "from_pretrained": str,
         **{
@@ -48,7 +48,8 @@ SECTIONS = {
     "card": _types(
         write_card,
         "name repo_id revision dataset dataset_name evaluation license license_name license_link data limits requests",
-    ),
+    )
+    | {"grid": dict[str, str]},
 }
 PATHS = (
     "name_or_path split_file cache_dir from_pretrained teacher output_dir logging_dir resume_from_checkpoint"

@@ -39,7 +39,7 @@ class PublishingTrainer(AveragingTrainer):
                 metrics = next((log for log in reversed(self.state.log_history) if "eval_accuracy" in log), {})
                 prediction = {name: metrics[f"eval_{name}"] for name in METRICS if f"eval_{name}" in metrics}
                 report = {"num_parameters": self.model.num_parameters(), "prediction": prediction}
-                card = {name: value for name, value in self.card.items() if name != "requests"}
+                card = {name: value for name, value in self.card.items() if name not in ("requests", "grid")}
                 write_card(folder, self.model.config, report, **self._facts() | card)
 
     def _facts(self):

@@ -28,7 +28,8 @@ def load_splits(
         processor ([`JemImageProcessor`]): Makes images of one size.
         attributes (`list[str]`, *optional*): Names of the label columns, in order; by default what the section says.
         values (`dict[str, list[str]]`, *optional*):
-            `attribute_values` of a model's config: labels are numbered in their order.
+            `attribute_values` of a model's config: labels are numbered in their order, and cells with other values
+            count as missing.
 
     Raises:
         ValueError: as `load_attribute_dataset`, and for an attribute whose values are not those of the model.
@@ -41,7 +42,7 @@ def load_splits(
         dataset["split"] = DEFAULT_SPLIT
     if attributes:
         dataset |= {"attributes": attributes, "values": {**(dataset.get("values") or {}), **(values or {})}}
-        dataset |= {"min_frequency": 0.0, "max_frequency": 1.0}
+        dataset |= {"min_frequency": 0.0, "max_frequency": 1.0, "other_values": "missing"}
     splits = load_attribute_dataset(name_or_path, **dataset)
     names, found = attribute_values(features_of(next(iter(splits.values()))))
     for name in names if values is not None else ():
