@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .curation.tagging import Tagger
 from .data.loading import load_attribute_dataset
 from .data.tensors import AttributeStream, AttributeTensors, encode_dataset
 from .hub.zoo import CARDS, DEFAULT_MODEL, list_models, model_info
@@ -38,6 +39,7 @@ __all__ = [
     "JemOutput",
     "JemTrainer",
     "JemTrainingArguments",
+    "Tagger",
     "__version__",
     "encode_dataset",
     "list_models",

@@ -1,15 +1,17 @@
-"""`jem-hf models`, `push` and `demo`."""
+"""`jem-hf models`, `push`, `export` and `demo`."""
 
 import os
 import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..hub.export import export
 from ..hub.space import push_space
 from ..hub.zoo import DEFAULT_MODEL, list_models, model_info
-from .shared import Json, Model, app, load_model, print_json
+from .shared import Json, Model, app, check_folder, load_model, path, print_json, say
 
 
 @app.command()
@@ -51,6 +53,20 @@ def push(
         commit = push_space(network, repo_id, **settings) if space else network.push_to_hub(repo_id, **settings)
     url = commit.pr_url or commit
     print_json({"repo_id": commit.repo_url.repo_id, "commit": commit.oid, "url": url}) if as_json else typer.echo(url)
+
+
+@app.command("export")
+def export_model(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", parser=path, help="File: .onnx, or .pt2.")] = "model.onnx",
+    as_json: Json = False,
+) -> None:
+    """Write what tags images as one file for other programs: ONNX, or a program of torch.export."""
+    check_folder(output.parent)
+    with redirect_stdout(sys.stderr):
+        export(load_model(model), output)
+    size = round(output.stat().st_size / 1e6, 1)
+    print_json({"output": str(output), "megabytes": size}) if as_json else say(f"wrote {output}, {size} MB")
 
 
 @app.command()

@@ -1,16 +1,13 @@
-"""`jem-hf generate`, `edit` and `predict`: from requests to images and back."""
+"""`jem-hf generate` and `edit`: from requests to images."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from ..models.image_processing_jem import JemImageProcessor, open_image, read_image
-from ..models.modeling_jem import JemModel
+from ..models.image_processing_jem import open_image
 from ..models.pipeline_jem import AttributeConditionalGenerationPipeline
-from ..models.requests_jem import crossed, parse_request
+from ..models.requests_jem import crossed
 from ..plots import image_grid
 from ..training.recipes import read_yaml
 from .shared import (
@@ -25,8 +22,6 @@ from .shared import (
     print_json,
     say,
 )
-
-BATCH_SIZE = 16  # images that `predict` prints together
 
 
 @app.command()
@@ -117,70 +112,3 @@ def _draw(
         print_json({"request": request, "output": str(output), "images": drawn})
     else:
         say(f"wrote {output}")
-
-
-@app.command(
-    epilog="The energy is -log p(x) up to a constant of the model, with --given -log p(x, y): the lower, the more an "
-    "image is like the training images, and shows what is given. Compare it between images of one model. "
-    "A file that cannot be read ends the command, after the results of those before it."
-)
-def predict(
-    model: Model,
-    images: Annotated[list[Path], typer.Argument(parser=path, help="Image files.")],
-    given: Annotated[str | None, typer.Option(help='What is known of them, such as "Male & ~Hat".')] = None,
-    as_json: Json = False,
-) -> None:
-    """Attribute probabilities and energy of images. Lower energy: more like the training images."""
-    for file in images:
-        if not file.is_file():
-            raise ValueError(f"there is no image file {str(file)!r}")
-    network, processor = load_model(model), JemImageProcessor.from_pretrained(model)
-    known = parse_request(given or "", network.config)
-    results = []
-    try:
-        for files, pixels in _batches(images, processor):
-            for file, result in zip(files, _predictions(network, pixels.to(network.device), known)):
-                results.append({"image": str(file), **result})
-                if not as_json:
-                    typer.echo(f"{file}  energy {result['energy']:.2f}{_strangeness(result)}")
-                    for name, p in sorted(result["probabilities"].items(), key=lambda item: -item[1]):
-                        typer.echo(f"  {p:6.3f}  {name}")
-    finally:
-        if as_json and results:
-            print_json(results)
-
-
-def _batches(files: list[Path], processor: JemImageProcessor) -> Iterator[tuple[list[Path], torch.Tensor]]:
-    """Files and their pixels (B, C, H, W); those before a file that cannot be read come before its error."""
-    pixels, start = [], 0
-    for i, file in enumerate(files):
-        try:
-            pixels.append(processor(read_image(file), return_tensors="pt")["pixel_values"])
-        except ValueError:
-            if pixels:
-                yield files[start:i], torch.cat(pixels)
-            raise
-        if len(pixels) == BATCH_SIZE or i == len(files) - 1:
-            yield files[start : i + 1], torch.cat(pixels)
-            pixels, start = [], i + 1
-
-
-def _strangeness(result: dict) -> str:
-    return f", stranger than {result['outlier_score']:.1%} of the training images" if "outlier_score" in result else ""
-
-
-@torch.no_grad()
-def _predictions(model: JemModel, pixels: torch.Tensor, known: list[int]) -> list[dict]:
-    """`energy` and `probabilities` of images, given the K labels that are `known` (-1 where one is not)."""
-    distribution = model.label_distribution(model.encode(pixels))
-    labels = torch.tensor([known] * len(pixels), device=pixels.device)
-    energies = -distribution.log_joint(labels)
-    scores = model.log_odds(distribution.marginal_logits(labels)[0]).sigmoid()
-    results = [
-        {"energy": energy, "probabilities": dict(zip(model.config.label_names, row))}
-        for energy, row in zip(energies.tolist(), scores.tolist())
-    ]
-    if model.has_outlier_score:
-        for result, score in zip(results, model.outlier_score(pixels).tolist()):
-            result["outlier_score"] = score
-    return results

@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from ..hub.zoo import list_models
 from ..models.modeling_jem import JemModel
 
+EXTRAS = {"gradio": "demo", "onnx": "onnx", "onnxscript": "onnx"}  # of this package, by what is lacking
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as of programs which that signal ends
 
 
@@ -35,9 +36,10 @@ class Commands(TyperGroup):
             say(f"jem-hf: {' '.join(str(error).split())}")
             raise typer.Exit(2) from None
         except ModuleNotFoundError as error:
-            if error.name != "gradio":
+            extra = EXTRAS.get(error.name or "")
+            if extra is None:
                 raise
-            say("jem-hf: the page needs gradio: pip install 'jem_hf[demo]'")
+            say(f"jem-hf: this needs {error.name}: pip install 'jem_hf[{extra}]'")
             raise typer.Exit(2) from None
 
 

@@ -158,7 +158,7 @@ def _read_column(source, feature, cells, values, is_wanted, other_values) -> tup
 def _others(source, cells, read, names) -> str:
     """Which words among the cells are read as missing."""
     present = [cell for cell in cells if text_of(cell) is not None and not (names and cell < 0)]
-    words = {names[cell] if names else text_of(cell) for cell in present if read(cell) is None}
+    words = {str(names[cell] if names else text_of(cell)) for cell in present if read(cell) is None}
     if present and all(read(cell) is None for cell in present):
         raise ValueError(
             f"column {source!r} has none of the values of that attribute: it has {', '.join(sorted(words))}"

@@ -18,7 +18,7 @@ GROUND_TOLERANCE = 12  # of 255: what JPEG leaves of one colour
 GROUND_MARGIN = 0.04  # of ground on each side, as a share of what stands on it
 ADDRESSES = ("http://", "https://", "data:")
 
-ImageSource = Image.Image | np.ndarray | torch.Tensor | str | Path
+ImageSource = Image.Image | np.ndarray | torch.Tensor | str | Path | bytes
 
 
 def open_image(
@@ -26,28 +26,40 @@ def open_image(
     formats: tuple[str, ...] | None = None,
     max_pixels: int | None = None,
     channels: str | None = None,
+    min_size: int | None = None,
 ) -> Image.Image:
     """
     An image, upright, whole and with 8 bits a channel.
 
     Args:
-        source: An image, the path or URL of one, or an array or tensor: (H, W), (H, W, C) or (C, H, W), with 1 to 4
-            channels of integers from 0 to 255 (of 16 bits: to 65535), floats from 0 to 1 or from 0 to 255, or bools.
+        source: An image, the path or URL of one, the bytes of a file, or an array or tensor: (H, W), (H, W, C) or
+            (C, H, W), with 1 to 4 channels of integers from 0 to 255 (of 16 bits: to 65535), floats from 0 to 1 or
+            from 0 to 255, or bools.
         formats (`tuple[str]`, *optional*): Names of the formats that a file may have, by default all that PIL reads.
         max_pixels (`int`, *optional*, defaults to `PIL.Image.MAX_IMAGE_PIXELS`): Limit of height times width.
         channels (`str`, *optional*): `"channels_first"` or `"channels_last"`, for arrays that could be either.
+        min_size (`int`, *optional*): A JPEG whose shorter side is 2, 4 or 8 times as long is decoded at a half, a
+            quarter or an eighth of its size, which is quicker (`PIL.Image.Image.draft`).
 
     Raises:
         ValueError: no image, a damaged one, one that is too large or too narrow, or pixels out of their range.
     """
-    if isinstance(source, str | Path):
+    if isinstance(source, str | Path | bytes):
         try:
-            file = io.BytesIO(urlopen(str(source), timeout=60).read()) if str(source).startswith(ADDRESSES) else source
+            content = source
+            if isinstance(source, str) and source.startswith(ADDRESSES):
+                content = urlopen(source, timeout=60).read()
+            file = io.BytesIO(content) if isinstance(content, bytes) else content
             with Image.open(file, formats=formats) as image:
+                if min_size is not None:
+                    image.draft(None, (min_size, min_size))
                 return _upright(image, max_pixels)
         except Exception as error:  # of many kinds: PIL's and those of its decoders
-            reason = str(error) or type(error).__name__
-            raise ValueError(f"cannot read the image {str(source)[:200]!r}: {reason}") from error
+            reason, name = (
+                str(error) or type(error).__name__,
+                "" if isinstance(source, bytes) else f" {str(source)[:200]!r}",
+            )
+            raise ValueError(f"cannot read the image{name}: {reason}") from error
     return _upright(source if isinstance(source, Image.Image) else _from_array(source, channels), max_pixels)
 
 

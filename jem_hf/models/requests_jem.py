@@ -129,7 +129,7 @@ def crossed(rows: str, columns: str, request: str, config: JemConfig) -> tuple[l
     requests = [" & ".join([*([f"({request})"] if request.strip() else []), a, b]) for a in terms[0] for b in terms[1]]
     for each in requests:
         parse_composition(each, config)
-    return requests, *(list(each) for _, each in shown)
+    return requests, list(shown[0][1]), list(shown[1][1])
 
 
 def _axis(text: str, config: JemConfig) -> tuple[str, dict[str, str]]:
@@ -228,7 +228,7 @@ class _Parser:
             return predicate
         name = self.name("an attribute")
         k = self.names.index(as_choice("attribute", name, self.names))
-        words = self.listed() or [self.name("a value") if self.take("=") else True]
+        words: list[Any] = self.listed() or [self.name("a value") if self.take("=") else True]
         labels_of_name = {label_of(name, word, self.values[name]) for word in words}
         self.mentioned.append(k)
         if self.take(":"):

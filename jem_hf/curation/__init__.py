@@ -1,0 +1,1 @@
+"""A data set put in order by a model: tagged, audited, balanced."""

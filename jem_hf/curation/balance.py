@@ -1,0 +1,150 @@
+"""Images drawn for combinations of attributes that a data set lacks, and kept where a stranger sees them too."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data.tensors import AttributeTensors
+from ..evaluation.judges import Oracle
+from ..models.image_processing_jem import JemImageProcessor, to_pixels
+from ..models.modeling_jem import JemModel
+from ..models.requests_jem import format_request
+from ..models.values_jem import as_choice
+
+MAX_ATTEMPTS = 10  # images drawn for each one that is wanted, after which a combination is given up
+BATCH_SIZE = 64
+
+
+def fill_combinations(
+    model: JemModel,
+    train: AttributeTensors,
+    attributes: Sequence[str],
+    per_combination: int,
+    oracle: Oracle,
+    *,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """
+    Draw images until each combination of the values of some attributes has enough of them.
+
+    Args:
+        train (`AttributeTensors`): What there is.
+        attributes (`Sequence[str]`): Whose combinations count, such as `["Male", "Blond_Hair"]`.
+        per_combination (`int`): How many images each shall have.
+        oracle ([`Oracle`](judges.py)): Trained on `train`, not on the model. An image that it does not see the whole
+            combination in is dropped.
+        seed (`int`): Of the noise.
+
+    Returns:
+        images: "image", "labels" (of `attributes`), "request", "seed", "energy", in the order drawn.
+        report: of each combination "request", "before", "drawn", "accepted" and "after".
+
+    Raises:
+        ValueError: an attribute that the model lacks, or a number below one.
+    """
+    config = model.config
+    for name in attributes:
+        as_choice("attribute", name, config.attributes)
+    if not attributes or len(set(attributes)) < len(attributes) or per_combination < 1:
+        raise ValueError("name one or more different attributes, and a number of images from 1 on")
+    places = [config.attributes.index(name) for name in attributes]
+    counts = Counter(tuple(row) for row in train.labels[:, places].tolist())
+    combinations = list(product(*(range(config.num_values[k]) for k in places)))
+    wanted = {each: max(0, per_combination - counts[each]) for each in combinations}
+    images, report, total = [], [], sum(wanted.values())
+    for number, combination in enumerate(combinations):
+        request = [-1] * len(config.attributes)
+        for k, label in zip(places, combination):
+            request[k] = label
+        text, drawn, accepted = format_request(request, config), 0, []
+        while len(accepted) < wanted[combination] and drawn < MAX_ATTEMPTS * wanted[combination]:
+            own_seed = seed + 1_000_003 * number + drawn
+            x, energies = _draw(model, request, own_seed)
+            seen = oracle.predict(x)[:, places]
+            right = (seen == torch.tensor(combination)).all(1).nonzero()[:, 0].tolist()
+            accepted += [(x[i], own_seed, energies[i]) for i in right]
+            drawn += len(x)
+            progress("images", len(images) + min(len(accepted), wanted[combination]), total)
+        accepted = accepted[: wanted[combination]]
+        for pixels, own_seed, energy in accepted:
+            row = {"image": JemImageProcessor.to_pil(pixels[None])[0], "labels": combination}
+            images.append(row | {"request": text, "seed": own_seed, "energy": energy})
+        before = counts[combination]
+        report.append(
+            {
+                "request": text,
+                "before": before,
+                "drawn": drawn,
+                "accepted": len(accepted),
+                "after": before + len(accepted),
+            }
+        )
+    return images, report
+
+
+@torch.no_grad()
+def _draw(model: JemModel, request: list[int], seed: int) -> tuple[torch.Tensor, list[float]]:
+    """A batch of images (B, C, H, W) of a request, rounded to 8 bits as a file has them, and their energies."""
+    labels = torch.tensor([request] * BATCH_SIZE, device=model.device)
+    generator = torch.Generator(model.device).manual_seed(seed)
+    x, _ = model.generate(labels, generator=generator)
+    x = to_pixels(((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
+    return x.cpu(), (-model.log_joint(x, labels)).tolist()
+
+
+def extended(dataset, images: list[dict[str, Any]], attributes: Sequence[str]):
+    """
+    A data set with drawn images added to its split "train".
+
+    All rows get `synthetic`, and `request`, `seed` and `energy`, which photographs lack. Of drawn images the labels of
+    attributes that were not asked for are missing.
+
+    Args:
+        dataset (`datasets.DatasetDict`): As `load_attribute_dataset` gives it.
+        images (`list[dict]`), attributes (`Sequence[str]`): As of [`fill_combinations`].
+    """
+    import datasets
+
+    about = {"synthetic": "bool", "request": "string", "seed": "int64", "energy": "float64"}
+    parts = {}
+    for split, rows in dataset.items():
+        features = rows.features | {name: datasets.Value(kind) for name, kind in about.items()}
+        for name in about:
+            values = [False if name == "synthetic" else None] * len(rows)
+            rows = rows.add_column(name, values, feature=features[name])
+        parts[split] = rows
+    if images:
+        columns: dict[str, list] = {name: [None] * len(images) for name in features}
+        columns |= {name: [each[name] for each in images] for name in ("image", "request", "seed", "energy")}
+        columns["synthetic"] = [True] * len(images)
+        for k, name in enumerate(attributes):
+            columns[name] = [each["labels"][k] for each in images]
+        drawn = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        parts["train"] = datasets.concatenate_datasets([parts["train"], drawn])
+    return datasets.DatasetDict(parts)
+
+
+def write_extended(dataset, report: list[dict], folder: str | Path, model: str) -> None:
+    """Write a data set as parquet files that `datasets` loads, with a card and `balance.json`, the report."""
+    folder = Path(folder)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    for split, rows in dataset.items():
+        rows.to_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"))
+    (folder / "balance.json").write_text(json.dumps(report, indent=2) + "\n")
+    lines = [
+        f"| {each['request']} | {each['before']} | {each['drawn']} | {each['accepted']} | {each['after']} |"
+        for each in report
+    ]
+    table = "\n".join(["| combination | before | drawn | accepted | after |", "|---|---:|---:|---:|---:|", *lines])
+    text = (
+        f"# Extended by `{model}`\n\nImages with `synthetic` were drawn by a joint energy-based model for the "
+        "`request` beside them, by `jem-hf balance`, and kept where a classifier that was trained on the photographs alone saw "
+        f"all of it.\n\n{table}\n"
+    )
+    (folder / "README.md").write_text(text)

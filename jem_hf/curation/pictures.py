@@ -1,0 +1,132 @@
+"""Any number of images in bounded memory: found by folder, pattern or data set, decoded in worker processes."""
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch.utils.data import BatchSampler, DataLoader, Dataset
+
+from ..data.columns import features_of, find_image_column
+from ..data.folders import list_files
+from ..data.sources import load_source
+from ..models.image_processing_jem import JemImageProcessor, open_image, to_rgb
+
+OVERSAMPLING = 2  # how many times larger than what the model sees a JPEG is decoded at least
+
+
+class Batch(NamedTuple):
+    """Names of images, pixels (B, C, H, W) in [-1, 1] of those that could be read, and why others could not."""
+
+    names: list[str]
+    pixel_values: torch.Tensor
+    errors: list[str | None]
+
+
+class Pictures(Dataset):
+    """
+    Images that are read when they are asked for.
+
+    Args:
+        places (`dict[str, Any]`): By name: a path, or a split of a data set and a row of it.
+        processor ([`JemImageProcessor`]): Of the model that shall see them.
+        column (`str`, *optional*, defaults to `"image"`): Of the data set's images.
+    """
+
+    def __init__(self, places: dict[str, Any], processor: JemImageProcessor, column: str = "image"):
+        self.places, self.processor, self.column = places, processor, column
+        self.names = list(places)
+        size = processor.size
+        self.min_size = OVERSAMPLING * max(size.shortest_edge or 0, size.height or 0, size.width or 0)
+        if processor.do_trim:  # what it leaves may be a small part
+            self.min_size *= OVERSAMPLING
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, indices: list[int]) -> Batch:
+        images, errors = [], []
+        for i in indices:
+            try:
+                images.append(to_rgb(open_image(self._source(self.names[i]), min_size=self.min_size)))
+                errors.append(None)
+            except ValueError as error:
+                errors.append(str(error))
+        pixels = self.processor(images, return_tensors="pt")["pixel_values"] if images else torch.empty(0)
+        return Batch([self.names[i] for i in indices], pixels, errors)
+
+    def without(self, names: set[str]) -> "Pictures":
+        """Those that are not among `names`."""
+        places = {name: place for name, place in self.places.items() if name not in names}
+        return Pictures(places, self.processor, self.column)
+
+    def batches(self, batch_size: int = 64, num_proc: int | None = None) -> Iterator[Batch]:
+        """
+        All of them in order, a few batches ahead of who asks.
+
+        Args:
+            num_proc (`int`, *optional*): Processes that decode, by default as many as there are cores; 0: this one.
+        """
+        num_proc = (os.cpu_count() or 1) if num_proc is None else num_proc
+        sampler = BatchSampler(range(len(self)), batch_size, drop_last=False)
+        num_proc = min(num_proc, len(sampler) - 1)  # one batch needs no process
+        yield from DataLoader(self, sampler=sampler, batch_size=None, num_workers=max(0, num_proc))
+
+    def _source(self, name: str) -> Path | bytes:
+        place = self.places[name]
+        if isinstance(place, Path):
+            return place
+        rows, index = place
+        image = rows[index][self.column]
+        return image["bytes"] or Path(image["path"])
+
+
+def find_pictures(sources: Iterable[str], processor: JemImageProcessor) -> Pictures:
+    """
+    The images that `sources` name, in their order: files, folders of images (also below), patterns such as "*.jpg",
+    and data sets (a folder of parquet files, "avatars", or an id on the Hub), whose images are called split/row.
+
+    Raises:
+        ValueError: a source that is none of these, or without an image.
+    """
+    places: dict[str, Any] = {}
+    column = "image"
+    for source in map(os.path.expanduser, map(str, sources)):
+        found = _files(source)
+        if not found:
+            column, found = _rows(source)
+        places |= found
+    return Pictures(places, processor, column)
+
+
+def _files(source: str) -> dict[str, Path]:
+    """The images of a file, a folder or a pattern; empty where it is none of these."""
+    if os.path.isfile(source) and not source.endswith(".parquet"):
+        return {source: Path(source)}
+    endings = tuple(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+    if os.path.isdir(source):
+        files = sorted(map(str, list_files(Path(source))))
+    else:
+        files = sorted(filter(os.path.isfile, glob.glob(source, recursive=True)))
+    found = {file: Path(file) for file in files if file.lower().endswith(endings)}
+    if not found and glob.has_magic(source):
+        raise ValueError(f"no image file fits the pattern {source!r}")
+    return found
+
+
+def _rows(source: str) -> tuple[str, dict[str, tuple]]:
+    """The rows of a data set, undecoded."""
+    import datasets
+
+    if os.path.splitext(source)[1].lower() in Image.registered_extensions():
+        raise ValueError(f"there is no image file {source!r}")
+    loaded = load_source(source)
+    column = find_image_column(features_of(next(iter(loaded.values()))))
+    found = {}
+    for split, rows in loaded.items():
+        undecoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        found |= {f"{split}/{i}": (undecoded, i) for i in range(len(undecoded))}
+    return column, found

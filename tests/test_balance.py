@@ -1,0 +1,147 @@
+"""Drawn images fill what lacks, and only where an independent classifier agrees."""
+
+import json
+
+import datasets
+import pytest
+import torch
+from conftest import striped_images
+from torchvision.transforms.v2.functional import to_pil_image
+from typer.testing import CliRunner
+
+from jem_hf import JemConfig, JemModel
+from jem_hf.cli import app
+from jem_hf.curation.balance import BATCH_SIZE, MAX_ATTEMPTS, extended, fill_combinations, write_extended
+from jem_hf.evaluation.judges import load_oracle
+from jem_hf.models.image_processing_jem import JemImageProcessor, to_pixels
+
+
+@pytest.fixture(scope="module")
+def painter():
+    """A model that draws what it is asked for: striped images in place of a chain."""
+    config = JemConfig(
+        attributes=["stripe", "block"],
+        attribute_values={"block": ["none", "high", "wide"]},
+        backbone_kwargs={"width": 4, "hidden_size": 8},
+        image_size=16,
+    )
+    torch.manual_seed(0)
+    model = JemModel(config).eval()
+    pool = striped_images(3000, seed=11)
+
+    def generate(labels, generator, **_):
+        chosen = []
+        for row in labels:
+            fits = ((pool.labels == row) | (row < 0)).all(1).nonzero()[:, 0]
+            chosen.append(fits[torch.randint(len(fits), (), generator=generator)])
+        return to_pixels(pool.images[torch.stack(chosen)]), labels
+
+    model.generate = generate
+    return model
+
+
+@pytest.fixture(scope="module")
+def thinned():
+    """Striped images of which high blocks with a stripe are rare, and wide ones with a stripe are absent."""
+    split = striped_images(900, seed=3)
+    stripe, block = split.labels.T
+    rare = ((stripe == 1) & (block == 1)).nonzero()[4:, 0]
+    keep = torch.ones(len(split), dtype=torch.bool)
+    keep[rare] = False
+    keep &= ~((stripe == 1) & (block == 2))
+    return split.subset(keep)
+
+
+def test_combinations_are_filled_and_what_others_do_not_see_is_dropped(painter, thinned, tmp_path):
+    oracle = load_oracle(striped_images(600, seed=0), (2, 3), cache_dir=tmp_path)
+    images, report = fill_combinations(painter, thinned, ["stripe", "block"], 10, oracle)
+    found = {each["request"]: each for each in report}
+    assert found["stripe & block=high"]["before"] == 4 and found["stripe & block=wide"]["before"] == 0
+    assert found["~stripe & block=none"]["drawn"] == 0
+    for each in report:
+        assert each["after"] >= 10 and each["after"] == each["before"] + each["accepted"]
+    assert len(images) == 6 + 10
+    for each in images:
+        pixels = JemImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})(
+            each["image"], return_tensors="pt"
+        )
+        assert tuple(oracle.predict(pixels["pixel_values"])[0].tolist()) == each["labels"]
+    again, _ = fill_combinations(painter, thinned, ["stripe", "block"], 10, oracle)
+    assert [each["image"].tobytes() for each in again] == [each["image"].tobytes() for each in images]
+
+
+def test_what_no_other_sees_is_given_up(painter, thinned):
+    class Blind:
+        def predict(self, images):
+            return torch.zeros(len(images), 2, dtype=torch.long)
+
+    images, report = fill_combinations(
+        painter, thinned, ["stripe"], int((thinned.labels[:, 0] == 1).sum()) + 3, Blind()
+    )
+    assert not images
+    assert report[1]["accepted"] == 0 and 3 * MAX_ATTEMPTS <= report[1]["drawn"] < 3 * MAX_ATTEMPTS + BATCH_SIZE
+
+
+@pytest.mark.parametrize("attributes, number", [([], 3), (["stripe", "stripe"], 3), (["stripe"], 0)])
+def test_bad_wishes_are_refused(painter, thinned, attributes, number):
+    with pytest.raises(ValueError, match="name one or more different attributes, and a number"):
+        fill_combinations(painter, thinned, attributes, number, None)
+    with pytest.raises(ValueError, match="did you mean 'stripe'"):
+        fill_combinations(painter, thinned, ["strip"], 3, None)
+
+
+def data_set(split):
+    features = datasets.Features(
+        image=datasets.Image(),
+        stripe=datasets.Value("bool"),
+        block=datasets.ClassLabel(names=["none", "high", "wide"]),
+    )
+    images = [to_pil_image(image) for image in split.images]
+    stripe, block = split.labels.T.tolist()
+    rows = datasets.Dataset.from_dict(
+        {"image": images, "stripe": list(map(bool, stripe)), "block": block}, features=features
+    )
+    return datasets.DatasetDict(train=rows, test=rows.select(range(5)))
+
+
+def test_an_extended_data_set_is_loaded_and_says_what_is_drawn(tmp_path):
+    split = striped_images(20, seed=1)
+    drawn = [{"image": to_pil_image(split.images[0]), "labels": (1,), "request": "stripe", "seed": 7, "energy": -1.5}]
+    report = [{"request": "stripe", "before": 1, "drawn": 64, "accepted": 1, "after": 2}]
+    write_extended(extended(data_set(split), drawn, ["stripe"]), report, tmp_path / "out", "tiny")
+    loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(rows) for name, rows in loaded.items()} == {"train": 21, "test": 5}
+    assert loaded["train"]["synthetic"] == [False] * 20 + [True]
+    last = loaded["train"][20]
+    assert (last["stripe"], last["block"], last["request"], last["seed"], last["energy"]) == (
+        True,
+        None,
+        "stripe",
+        7,
+        -1.5,
+    )
+    assert last["image"].tobytes() == to_pil_image(split.images[0]).tobytes()
+    assert loaded["train"][3]["block"] == split.labels[3, 1] and loaded["train"][3]["request"] is None
+    assert not any(loaded["test"]["synthetic"])
+    assert "| stripe | 1 | 64 | 1 | 2 |" in (tmp_path / "out" / "README.md").read_text()
+    empty = extended(data_set(split), [], ["stripe"])
+    assert not any(empty["train"]["synthetic"])
+
+
+def test_the_command(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("JEM_HF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    values = dict(attributes=["stripe", "block"], attribute_values={"block": ["none", "high", "wide"]}, image_size=16)
+    model = JemModel(JemConfig(**values, backbone_kwargs={"width": 4, "hidden_size": 8}, num_inference_steps=2))
+    model.save_pretrained("tiny")
+    model.image_processor().save_pretrained("tiny")
+    data_set(striped_images(60, seed=1)).save_to_disk("data")
+    wish = ["--attributes", "stripe, block", "--per-combination", "12"]
+    result = CliRunner().invoke(app, ["balance", "tiny", "--dataset", "data", *wish, "--json"])
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)["combinations"]
+    assert [each["request"] for each in report][:2] == ["~stripe & block=none", "~stripe & block=high"]
+    assert report == json.loads((tmp_path / "extended" / "balance.json").read_text())
+    loaded = datasets.load_dataset("extended", cache_dir=str(tmp_path / "cache"))
+    assert sum(loaded["train"]["synthetic"]) == sum(each["accepted"] for each in report)
