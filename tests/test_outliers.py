@@ -11,6 +11,7 @@ from jem_hf.demo import html
 from jem_hf.evaluation.outliers import outlier_detection, outlier_sets
 from jem_hf.models.label_distributions_jem import ProductDistribution
 from jem_hf.models.outliers_jem import TIMES, OutlierScore, image_scores
+from jem_hf.models.pipeline_jem import AttributeConditionalGenerationPipeline
 
 
 def scores(num, seed=0):
@@ -118,3 +119,13 @@ def test_outlier_sets_are_what_they_are_called():
     assert torch.equal(made["upside_down"], x.flip(2)) and torch.equal(made["inverted"], -x)
     assert torch.equal(made["shuffled"].flatten(2).sort().values, x.flatten(2).sort().values)
     assert not torch.equal(made["shuffled"], x) and made["very_blurred"].std() < made["blurred"].std() < x.std()
+
+
+def test_the_pipeline_gives_it_with_each_image(fitted):
+    draw = AttributeConditionalGenerationPipeline(fitted)
+    drawn = draw("", num_images=3, seed=0, return_tensors=True, outlier_score=True)
+    expected = fitted.outlier_score(torch.stack([each["pixel_values"] for each in drawn]))
+    assert [each["outlier_score"] for each in drawn] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert "outlier_score" not in draw("", seed=0)[0]
+    with pytest.raises(ValueError, match="this model has no outlier score"):
+        AttributeConditionalGenerationPipeline(model_of_codes())("", outlier_score=True)

@@ -180,7 +180,7 @@ def test_tables_of_something_else_are_left_alone(tmp_path):
     table.finish()
     with pytest.raises(ValueError, match=r"has other columns \(p, q\)"):
         Table(tmp_path / "a.csv", {"image": str, "q": float})
-    with pytest.raises(ValueError, match="let it end in .parquet, .csv, .jsonl"):
+    with pytest.raises(ValueError, match=r"let it end in \.parquet, \.csv, \.jsonl"):
         Table(tmp_path / "a.xlsx", {"image": str})
 
 

@@ -144,7 +144,8 @@ def write_extended(dataset, report: list[dict], folder: str | Path, model: str) 
     table = "\n".join(["| combination | before | drawn | accepted | after |", "|---|---:|---:|---:|---:|", *lines])
     text = (
         f"# Extended by `{model}`\n\nImages with `synthetic` were drawn by a joint energy-based model for the "
-        "`request` beside them, by `jem-hf balance`, and kept where a classifier that was trained on the photographs alone saw "
+        "`request` beside them, by `jem-hf balance`, and kept where a classifier that was trained on the photographs "
+        "alone saw "
         f"all of it.\n\n{table}\n"
     )
     (folder / "README.md").write_text(text)

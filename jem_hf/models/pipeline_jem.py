@@ -26,7 +26,7 @@ MAX_SEED = 2**64 - 1
 WHOLE_NUMBERS = ("num_images", "num_candidates", "num_inference_steps", "batch_size")
 OF_DRAWINGS = ("free_attributes", "sampler", "sampler_kwargs", "label_sampler")
 OF_EDITS = ("strength", "hold_scale", "mask")
-OF_ALL = (*WHOLE_NUMBERS, "guidance_scale", "to", "image", "seed", "generator", "callback")
+OF_ALL = (*WHOLE_NUMBERS, "guidance_scale", "to", "image", "seed", "generator", "callback", "outlier_score")
 
 
 class AttributeConditionalGenerationPipeline(Pipeline):
@@ -66,6 +66,7 @@ class AttributeConditionalGenerationPipeline(Pipeline):
             mask (as `image`): Of the image's size, white where pixels are drawn anew.
             strength, hold_scale (`float`): See [`JemModel.edit`].
             seed (`int`) or generator (`torch.Generator`): Of all randomness; every request starts from one seed.
+            outlier_score (`bool`, defaults to False): Add the `outlier_score` of each image, where the model has it.
             return_tensors (`bool`, defaults to False): Return `pixel_values` (C, H, W) in [-1, 1], not PIL images.
             callback: Called with the images (B, C, H, W) and [`ChainInfo`] before each step; True stops the chain.
 
@@ -105,6 +106,8 @@ class AttributeConditionalGenerationPipeline(Pipeline):
 
     def _sanitize_parameters(self, return_tensors: bool | None = None, **given):
         given = _checked({name: value for name, value in given.items() if value is not None})
+        if given.get("outlier_score") and not self.model.has_outlier_score:
+            raise ValueError("this model has no outlier score: train it with outlier_score: true, or leave it out")
         if "to" in given:
             given["to"] = parse_request(given["to"], self.model.config)
         if "image" in given:
@@ -163,7 +166,9 @@ class AttributeConditionalGenerationPipeline(Pipeline):
             for each, state in zip(generators, states):
                 each.set_state(state)
 
-    def _draw(self, inputs, num, generators, batch_size, to=None, image=None, mask=None, **arguments):
+    def _draw(
+        self, inputs, num, generators, batch_size, to=None, image=None, mask=None, outlier_score=False, **arguments
+    ):
         """Noise, chains, images, and what the model says of them: fields of shape (R, num, ...)."""
         config, requested, weights = self.model.config, inputs["labels"], inputs["weights"]
         weights = [None] * len(requested) if (weights == 1).all() else weights
@@ -183,7 +188,7 @@ class AttributeConditionalGenerationPipeline(Pipeline):
             is_first = torch.linspace(0, 1, num, device=x.device).repeat(len(weights)) <= 0.5
             requested = labels = torch.where(is_first[:, None], labels[:, 0], labels[:, 1])
         parts = zip(*(each.split(batch_size) for each in (x.clamp(-1, 1), requested, labels)))
-        scores = [self._scores(*part) for part in parts]
+        scores = [self._scores(*part, outlier_score) for part in parts]
         return {name: torch.cat([each[name] for each in scores]).unflatten(0, (-1, num)) for name in scores[0]}
 
     def _start(self, labels, weights, generator, num, to, complete) -> dict[str, torch.Tensor]:
@@ -213,7 +218,7 @@ class AttributeConditionalGenerationPipeline(Pipeline):
             image.expand(len(noise), -1, -1, -1), condition.labels, mask=mask, noise=noise, **arguments
         )
 
-    def _scores(self, x, requested, labels) -> dict[str, torch.Tensor]:
+    def _scores(self, x, requested, labels, outlier_score) -> dict[str, torch.Tensor]:
         """What the model says of images (B, C, H, W)."""
         distribution = self.model.label_distribution(self.model.encode(x))
         log_joint = Condition(requested).log_joint(distribution)
@@ -223,7 +228,7 @@ class AttributeConditionalGenerationPipeline(Pipeline):
             "log_conditional": log_joint - distribution.log_marginal(),
             "labels": Condition(labels).most_probable(distribution),
             "probabilities": distribution.marginal_logits()[0].softmax(-1),
-        }
+        } | ({"outlier_score": self.model.outlier_score(x)} if outlier_score else {})
 
     def postprocess(self, outputs, return_tensors=False) -> list[list[dict]]:
         values, num = self.model.config.named_values, outputs["energy"].shape[1]
@@ -242,6 +247,8 @@ class AttributeConditionalGenerationPipeline(Pipeline):
             }
             for image, energy, probabilities, labels in zip(images, *fields)
         ]
+        for each, score in zip(drawn, outputs.get("outlier_score", torch.empty(0)).flatten().tolist()):
+            each["outlier_score"] = score
         return [drawn[start : start + num] for start in range(0, len(drawn), num)]
 
 
