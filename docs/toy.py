@@ -5,6 +5,8 @@ python docs/toy.py [--output docs/figures] [--steps 2000] [--seed 0]
 """
 
 import argparse
+import math
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from toy_joint import (
     GRID,
     HELD_OUT,
     PAIRS,
+    SIDE,
     components,
     divergence,
     draw,
@@ -28,6 +31,7 @@ from toy_joint import (
     product_floor,
 )
 
+from jem_hf.evaluation.likelihood import adapt_step_sizes, annealed_importance_sampling, uniform_images
 from jem_hf.metrics.prediction import prediction_metrics
 from jem_hf.models.heads_jem import HEADS, cross_entropy
 from jem_hf.models.sampling_jem import flow_steps, run_chain
@@ -128,6 +132,34 @@ def flow(energy: Energy, num: int, generator: torch.Generator) -> torch.Tensor:
     return run_chain("flow", energy, x, torch.full((num, 2), -1), num_steps=48, step_size=flow_steps(48))[0].flatten(1)
 
 
+def log_z(energy: Energy, num_temperatures: int, generator: torch.Generator) -> tuple[float, float, float]:
+    """`log Z` by adding up the grid, by annealed importance sampling from noise, and back from the model's samples."""
+
+    def log_p(x):
+        return energy(x).log_marginal()
+
+    with torch.no_grad():
+        density = log_p(GRID[..., None, None])
+    exact = (density.logsumexp(0) + math.log(4 / len(GRID))).item()
+    cells = torch.multinomial(density.softmax(0), 500, replacement=True, generator=generator)
+    within = (torch.rand(500, 2, generator=generator) - 0.5) * 2 / SIDE
+    steps = adapt_step_sizes(log_p, (500, 2, 1, 1), num_temperatures, generator)
+    forward = annealed_importance_sampling(log_p, uniform_images((500, 2, 1, 1), generator), steps, generator)
+    at_samples = (GRID[cells] + within)[..., None, None]
+    back = annealed_importance_sampling(log_p, at_samples, steps, generator, reverse=True)
+    return exact, forward.estimate, back.estimate
+
+
+def density_table(energies: dict[str, Energy], exact: torch.Tensor, num_temperatures: int, seed: int) -> str:
+    """What contrastive divergence does to the density of a warm-up, as Markdown."""
+    lines = ["| | KL of p(x) | log Z, exact | from noise | back from the model |", "|---|---:|---:|---:|---:|"]
+    for name, energy in energies.items():
+        kl = divergence(exact.logsumexp(0), energy.log_joint().logsumexp(0))
+        numbers = log_z(energy, num_temperatures, torch.Generator().manual_seed(seed))
+        lines.append(f"| {name} | {kl:.3f} | {' | '.join(f'{number:.3f}' for number in numbers)} |")
+    return "\n".join(lines)
+
+
 def evaluate(energy: Energy, exact: torch.Tensor, chains: tuple[int, int], generator: torch.Generator) -> dict:
     """What the tables and the figures show of a model; `chains` are their number a request, and their steps."""
     num_chains, num_steps = chains
@@ -177,6 +209,7 @@ def main():
     parser.add_argument("--steps", type=int, default=2000, help="of training, each model")
     parser.add_argument("--chains", type=int, default=200, help="samples in each panel")
     parser.add_argument("--chain-steps", type=int, default=500, help="of each sample")
+    parser.add_argument("--temperatures", type=int, default=500, help="of annealed importance sampling")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -184,13 +217,15 @@ def main():
         torch.manual_seed(args.seed)
         return Energy(head, num_parts), args.steps, torch.Generator().manual_seed(args.seed)
 
-    exact, results = exact_log_joint(), {}
+    exact, results, energies = exact_log_joint(), {}, {}
     for name, settings in MODELS.items():
-        energy = train_by_contrastive_divergence(*prepared(*settings))
+        energy = energies[name] = train_by_contrastive_divergence(*prepared(*settings))
         generator = torch.Generator().manual_seed(args.seed + 1)
         results[name] = evaluate(energy, exact, (args.chains, args.chain_steps), generator)
         print(f"trained: {name}", flush=True)
     warm = warm_up(*prepared("product", 2))
+    _, num_steps, generator = prepared("product", 2)
+    continued = train_by_contrastive_divergence(deepcopy(warm).requires_grad_(True), num_steps // 4, generator)
     flowed = flow(warm, 1000, torch.Generator().manual_seed(args.seed))
 
     print(f"\n{quality_table(results)}\n\n{request_table(results)}\n")
@@ -198,6 +233,9 @@ def main():
     print(f"Nearest product of classifiers, KL of p(x, y): {product_floor(exact):.4f}")
     print(f"Nearest product of classifiers, p(held-out pairs): {independent(exact)[HELD_OUT].exp().sum():.4f}")
     print(f"Warm-up, KL of p(x): {divergence(exact.logsumexp(0), warm.log_joint().logsumexp(0)):.2f}")
+    trained = {"warm-up": warm, "warm-up, then a quarter as many steps of contrastive divergence": continued}
+    trained["contrastive divergence"] = energies["product"]
+    print(f"\n{density_table(trained, exact, args.temperatures, args.seed)}")
     args.output.mkdir(parents=True, exist_ok=True)
     draw_densities(results, exact, args.output / "densities.png")
     draw_samples(results, args.output / "samples.png")

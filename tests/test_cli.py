@@ -206,6 +206,7 @@ def test_a_users_folder_of_images(photos):
     where = dict(cwd=photos.parent, cache=photos.parent / "cache")
     size = ["--size", "{shortest_edge: 16}", "--crop_size", "{height: 16, width: 16}"]
     small = ["--backbone_kwargs", "{width: 4, hidden_size: 8}", "--max_steps", "2", "--bf16", "false"]
+    small += ["--autoencoder", "null", "--outlier_score", "false"]
     novel = ["--novel", "[{Smiling: true, Hair: red}]"]
     jem_hf("train", "own-data", "--name_or_path", "photos", "--output_dir", "mine", *size, *small, *novel, **where)
     config = json.loads((photos.parent / "mine" / "config.json").read_text())

@@ -36,6 +36,8 @@ small = {{
     "edit": ["--steps", "2"],
     "quickstart": "--max-steps 2 --num-train 40 --num-images 8".split(),
 }}
+if sys.argv[1] == "train" and "--autoencoder" not in sys.argv:
+    small["train"] += ["--autoencoder", "null"]
 sys.argv += small.get(sys.argv[1], [])
 app()
 """

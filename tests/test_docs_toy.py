@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from math import exp, log
+from math import exp, log, pi
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ sys.path.insert(0, str(DOCS))
 
 import toy  # noqa: E402
 import toy_joint  # noqa: E402
+
+from jem_hf.models.label_distributions_jem import ProductDistribution  # noqa: E402
 
 
 def generator(seed=0):
@@ -143,13 +145,24 @@ def test_samples_of_a_known_energy_are_in_the_right_place():
         assert share == pytest.approx(1 - exp(-2), abs=0.06)  # four standard errors
 
 
+def test_log_z_of_a_gaussian():
+    """`Z = 2 pi sigma^2`, by all three ways."""
+
+    def gaussian(x):
+        return ProductDistribution((-x.flatten(1).square().sum(1) / (2 * 0.2**2))[:, None, None])
+
+    for found in toy.log_z(gaussian, 100, generator()):
+        assert found == pytest.approx(log(2 * pi * 0.2**2), abs=0.06)
+
+
 def test_the_command_prints_tables_and_writes_figures(tmp_path):
-    tiny = "--steps 2 --chains 5 --chain-steps 3".split()
+    tiny = "--steps 4 --chains 5 --chain-steps 3 --temperatures 3".split()
     command = [sys.executable, DOCS / "toy.py", *tiny, "--output", tmp_path / "figures"]
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert run.returncode == 0, run.stderr
     rows = [line for line in run.stdout.splitlines() if line.startswith("| product, mixed |")]
     assert [row.count("|") for row in rows] == [6, 8]
+    assert run.stdout.count("| warm-up, then a quarter") == 1
     figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert figures == ["densities.png", "guidance.png", "predictions.png", "samples.png", "warm_up.png"]
     for name in figures:

@@ -3,6 +3,7 @@ import types
 import pytest
 import torch
 from test_autoencoder import config_of_codes, images, model_of_codes
+from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from jem_hf import JemModel
@@ -49,6 +50,9 @@ def test_scores_of_a_known_density():
     torch.testing.assert_close(found[:, 0], -flat.square().sum(1) / 2)
     torch.testing.assert_close(found[:, 1], flat.norm(dim=1).log())
     noises = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    gray = x.mean(1, keepdim=True)
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
+    torch.testing.assert_close(found[:, -1], F.conv2d(gray, kernel).square().flatten(1).mean(1).log())
     for k, t in enumerate(TIMES):
         decay = min(1.0, (1 - t) / 0.2)
         errors = [(-((1 - t) * n + t * x) - decay * (x - n)).square().flatten(1).mean(1) for n in noises]

@@ -27,7 +27,7 @@ def pushed(tmp_path_factory):
     with HubServer() as server:
         env = environment(folder / "home", server.url, "hf_alice") | {"JEM_HF_CACHE": str(folder / "cache")}
         size = ("--size", "{shortest_edge: 16}", "--crop_size", "{height: 16, width: 16}")
-        network = ("--backbone_kwargs", "{width: 4, hidden_size: 8}")
+        network = ("--backbone_kwargs", "{width: 4, hidden_size: 8}", "--autoencoder", "null")
         jem_hf("train", "own-data", *TRAIN.split(), *size, *network, cwd=folder, env=env)
         jem_hf("push", "runs/mine", "alice/my-faces", "--private", cwd=folder, env=env)
         yield server, folder, server.files("alice/my-faces")["README.md"].decode()
@@ -39,7 +39,7 @@ def test_the_card_tells_what_the_run_knows(pushed):
     assert card.repo_id == "alice/my-faces" and card.recipe == "own-data" and card.dataset == "photos"
     assert card.attributes == ["Hat", "Happy", "Male", "Bald", "Color", "Size"] and card.image_size == 16
     assert "18 images to train on, 2 images kept out of training" in text
-    assert "4 steps of 4 images" in text and "learning rate 0.004" in text and "width=4" in text
+    assert "4 steps of 4 images" in text and "learning rate 0.0015" in text and "width=4" in text
     local = json.loads((folder / "runs" / "mine" / "trainer_state.json").read_text())
     measured = [row["eval_accuracy"] for row in local["log_history"] if "eval_accuracy" in row]
     assert [each.metric_value for each in card.eval_results if each.metric_type == "accuracy"] == [

@@ -121,6 +121,7 @@ def test_the_best_model_is_that_of_a_metric_there_is(tmp_path):
 
 def tiny(tensors, folder, splits, **training):
     recipe = load_recipe("own-data", {"output_dir": str(folder), "max_steps": "1", "backbone_kwargs": "{width: 4}"})
+    recipe.model |= {"autoencoder": None}
     recipe.training |= training
     return make_trainer(recipe, {name: tensors for name in splits}, {"Hair": ["black", "blond", "red"]})
 

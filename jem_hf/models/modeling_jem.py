@@ -20,7 +20,7 @@ from .inputs_jem import CheckedInputs
 from .label_distributions_jem import LabelDistribution
 from .label_prior_jem import PairwiseLabelPrior
 from .loading_jem import CheckedWeights
-from .outliers_jem import TIMES, OutlierScore, image_scores
+from .outliers_jem import OutlierScore, image_scores, num_scores
 from .pipeline_jem import AttributeConditionalGenerationPipeline
 from .resizing_jem import resize
 
@@ -82,8 +82,7 @@ class JemModel(SamplingMixin, CheckedInputs, OnHub, CheckedWeights, PreTrainedMo
         self.backbone = create_backbone(config.backbone, size, channels, **settings)
         self.head = HEADS[config.head](self.backbone.head_hidden_size, config.num_values)
         self.label_prior = PairwiseLabelPrior(config.num_values)
-        num_scores = 2 + len(TIMES) + (codes is not None)
-        self.outliers: Any = OutlierScore(num_scores) if config.outlier_score else None
+        self.outliers: Any = OutlierScore(num_scores(codes is not None)) if config.outlier_score else None
         self.post_init()
         self.to_channels_last()
 
