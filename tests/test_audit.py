@@ -142,6 +142,8 @@ def test_planted_copies_are_found_and_only_these():
     assert not same  # those beyond are faces that the generator drew twice
     assert [error for *_, error in found] == sorted(error for *_, error in found)
     assert near_duplicates(images[:1]) == near_duplicates(images[:0]) == []
+    white = torch.full((3, 3, 4, 4), 255, dtype=torch.uint8)
+    assert [(i, j) for i, j, _ in near_duplicates(white)] == [(0, 1), (0, 2), (1, 2)]
 
 
 def test_an_audit_as_files(striped_model, tmp_path):
@@ -173,7 +175,9 @@ def test_names_cannot_write_html(config, tensors):
 
 
 def test_folds_that_cannot_be(striped_model):
-    for num_folds in (1, 99):
+    with pytest.raises(ValueError, match="do not stream the split 'train'"):
+        audit(striped_model, {"train": iter(())})
+    for num_folds in (-2, 1, 99):
         with pytest.raises(ValueError, match=f"{num_folds} folds of 40 images"):
             audit(striped_model, {"train": striped_images(40, seed=1)}, num_folds=num_folds)
 
@@ -200,4 +204,6 @@ def test_the_command(striped_model, tmp_path):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.stderr
     assert sum(json.loads(result.stdout)["num_images"].values()) == 30
+    rows = pyarrow.parquet.read_table(tmp_path / "out" / "suspects.parquet").to_pylist()
+    assert rows and all(each["image"].startswith(str(tmp_path / "data")) for each in rows)
     assert (tmp_path / "out" / "index.html").is_file()

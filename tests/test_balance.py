@@ -1,6 +1,7 @@
 """Drawn images fill what lacks, and only where an independent classifier agrees."""
 
 import json
+import shutil
 
 import datasets
 import pytest
@@ -9,7 +10,7 @@ from conftest import striped_images
 from torchvision.transforms.v2.functional import to_pil_image
 from typer.testing import CliRunner
 
-from jem_hf import JemConfig, JemModel
+from jem_hf import JemConfig, JemModel, load_attribute_dataset
 from jem_hf.cli import app
 from jem_hf.curation.balance import BATCH_SIZE, MAX_ATTEMPTS, extended, fill_combinations, write_extended
 from jem_hf.evaluation.judges import load_oracle
@@ -65,7 +66,8 @@ def test_combinations_are_filled_and_what_others_do_not_see_is_dropped(painter, 
         pixels = JemImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})(
             each["image"], return_tensors="pt"
         )
-        assert tuple(oracle.predict(pixels["pixel_values"])[0].tolist()) == each["labels"]
+        seen = oracle.predict(pixels["pixel_values"])[0].tolist()
+        assert {"stripe": bool(seen[0]), "block": ["none", "high", "wide"][seen[1]]} == each["attributes"]
     again, _ = fill_combinations(painter, thinned, ["stripe", "block"], 10, oracle)
     assert [each["image"].tobytes() for each in again] == [each["image"].tobytes() for each in images]
 
@@ -106,9 +108,17 @@ def data_set(split):
 
 def test_an_extended_data_set_is_loaded_and_says_what_is_drawn(tmp_path):
     split = striped_images(20, seed=1)
-    drawn = [{"image": to_pil_image(split.images[0]), "labels": (1,), "request": "stripe", "seed": 7, "energy": -1.5}]
+    drawn = [
+        {
+            "image": to_pil_image(split.images[0]),
+            "attributes": {"stripe": True},
+            "request": "stripe",
+            "seed": 7,
+            "energy": -1.5,
+        }
+    ]
     report = [{"request": "stripe", "before": 1, "drawn": 64, "accepted": 1, "after": 2}]
-    write_extended(extended(data_set(split), drawn, ["stripe"]), report, tmp_path / "out", "tiny")
+    write_extended(extended(data_set(split), drawn), report, tmp_path / "out", "tiny")
     loaded = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     assert {name: len(rows) for name, rows in loaded.items()} == {"train": 21, "test": 5}
     assert loaded["train"]["synthetic"] == [False] * 20 + [True]
@@ -124,7 +134,7 @@ def test_an_extended_data_set_is_loaded_and_says_what_is_drawn(tmp_path):
     assert loaded["train"][3]["block"] == split.labels[3, 1] and loaded["train"][3]["request"] is None
     assert not any(loaded["test"]["synthetic"])
     assert "| stripe | 1 | 64 | 1 | 2 |" in (tmp_path / "out" / "README.md").read_text()
-    empty = extended(data_set(split), [], ["stripe"])
+    empty = extended(data_set(split), [])
     assert not any(empty["train"]["synthetic"])
 
 
@@ -136,7 +146,13 @@ def test_the_command(config, tmp_path, monkeypatch):
     model = JemModel(JemConfig(**values, backbone_kwargs={"width": 4, "hidden_size": 8}, num_inference_steps=2))
     model.save_pretrained("tiny")
     model.image_processor().save_pretrained("tiny")
-    data_set(striped_images(60, seed=1)).save_to_disk("data")
+    (tmp_path / "data").mkdir()
+    split = striped_images(60, seed=1)
+    lines = ["file_name,stripe,block,shape"]
+    for i, (image, (stripe, block)) in enumerate(zip(split.images, split.labels.tolist())):
+        to_pil_image(image).save(f"data/{i}.png")
+        lines.append(f"{i}.png,{('no', 'yes')[stripe]},{['none', 'high', 'wide'][block]},{('round', 'square')[i % 2]}")
+    (tmp_path / "data" / "metadata.csv").write_text("\n".join(lines))
     wish = ["--attributes", "stripe, block", "--per-combination", "12"]
     result = CliRunner().invoke(app, ["balance", "tiny", "--dataset", "data", *wish, "--json"])
     assert result.exit_code == 0, result.stderr
@@ -145,3 +161,14 @@ def test_the_command(config, tmp_path, monkeypatch):
     assert report == json.loads((tmp_path / "extended" / "balance.json").read_text())
     loaded = datasets.load_dataset("extended", cache_dir=str(tmp_path / "cache"))
     assert sum(loaded["train"]["synthetic"]) == sum(each["accepted"] for each in report)
+    assert set(loaded["train"].features["shape"].names) == {"round", "square"}  # of which the model knows nothing
+    shutil.rmtree("data")
+    assert loaded["train"][0]["image"].size == (16, 16)  # the files are not needed any more
+    attributes = load_attribute_dataset("extended", cache_dir=str(tmp_path / "cache"))["train"].column_names
+    assert attributes == ["image", "stripe", "block", "shape"]
+    for name, output, message in (
+        ("extended", "other", "drawn images already"),
+        ("data", "extended", "has data already"),
+    ):
+        result = CliRunner().invoke(app, ["balance", "tiny", "--dataset", name, *wish, "-o", output])
+        assert result.exit_code == 2 and message in result.stderr

@@ -99,6 +99,12 @@ def test_a_value_that_never_occurs_has_no_precision():
     assert never["ap"] is never["precision"] is never["recall"] is None
 
 
+def test_a_value_that_no_image_has_and_no_probability():
+    probabilities = np.tile([0.4, 0.6, 0.0], (3, 1, 1))
+    found = prediction_metrics(probabilities, np.array([[0], [1], [1]]), ["hair"], values={"hair": list("xyz")})
+    assert found["per_attribute"]["hair"]["confusion"] == [[0, 1, 0], [0, 2, 0], [0, 0, 0]]
+
+
 def test_overall_numbers_are_means_over_attributes(data):
     result = prediction_metrics(*data, ["hat", "hair"])
     hat, hair = result["per_attribute"]["hat"], result["per_attribute"]["hair"]

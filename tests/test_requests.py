@@ -274,6 +274,8 @@ def test_a_grid_has_a_request_for_each_combination(many):
     [
         (("Hair", "Hair=red | Hair=black"), "", "both of 'Hair': name two attributes"),
         (("Hair", "Smiling | Hat"), "", "'Smiling | Hat' is no axis of a grid"),
+        (("Hat:2", "Hair"), "", "'Hat:2' is no axis"),
+        (("Hair in (red):2", "Hat"), "", "is no axis of a grid"),
         (("Hair", "Smiling & Hat"), "", "'Smiling & Hat' is no axis of a grid"),
         (("Hair", "Hut"), "", "unknown attribute 'Hut'; did you mean 'Hat'"),
         (("Hair", "Hat"), "Hair=red", "contradicts itself: 'Hair'"),
@@ -282,3 +284,10 @@ def test_a_grid_has_a_request_for_each_combination(many):
 def test_what_is_no_grid(config, axes, request_, message):
     with pytest.raises(ValueError, match=message):
         crossed(*axes, request_, config)
+
+
+def test_quotes_without_end_take_no_time(config):
+    """Their number of readings doubles with each pair, for a pattern that has two ways to read one."""
+    with pytest.raises(ValueError):
+        parse_composition("Hair in (" + 901 * '"', config)
+    assert crossed("'Hair'", "Hat", "", config)[1] == ["black", "blond", "red"]

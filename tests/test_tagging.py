@@ -2,6 +2,8 @@
 
 import json
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ import pyarrow.json
 import pyarrow.parquet
 import pytest
 import torch
+from datasets.fingerprint import Hasher
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -162,7 +165,7 @@ def test_killed_and_called_again(folder, photos, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         result = CliRunner().invoke(app, ["predict", folder, "photos", "-o", "tags.parquet", "--json"])
-    assert result.exit_code == 2 and "begun with other settings" in result.stderr
+    assert result.exit_code == 2 and "was made with another given, model, thresholds" in result.stderr
     code = KILLED.replace("done >= 20", "False")
     subprocess.run(
         [sys.executable, "-c", code, folder], cwd=tmp_path, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -175,13 +178,72 @@ def test_tables_of_something_else_are_left_alone(tmp_path):
     table = Table(tmp_path / "a.csv", {"image": str, "p": float}, {"model": "one"})
     table.add({"image": ["x"], "p": [0.5]})
     table.keep()
-    with pytest.raises(ValueError, match="begun with other settings"):
-        Table(tmp_path / "a.csv", {"image": str, "p": float}, {"model": "two"})
-    table.finish()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="was made with another model"):
+            Table(tmp_path / "a.csv", {"image": str, "p": float}, {"model": "two"})
+        table.finish()
     with pytest.raises(ValueError, match=r"has other columns \(p, q\)"):
-        Table(tmp_path / "a.csv", {"image": str, "q": float})
+        Table(tmp_path / "a.csv", {"image": str, "q": float}, {"model": "one"})
+    (tmp_path / "a.csv").unlink()
+    assert Table(tmp_path / "a.csv", {"image": str}, {"model": "two"}).names() == set()
     with pytest.raises(ValueError, match=r"let it end in \.parquet, \.csv, \.jsonl"):
         Table(tmp_path / "a.xlsx", {"image": str})
+
+
+def test_what_failed_is_tried_again_and_stands_once(tmp_path):
+    columns = {"image": str, "p": float, "error": str}
+    for ending in tables.FORMATS:
+        path = tmp_path / f"table{ending}"
+        table = Table(path, columns)
+        table.add({"image": ["a", "b"], "p": [0.5, None], "error": [None, "broken"]})
+        table.finish()
+        table = Table(path, columns)
+        assert table.names() == {"a"}
+        table.add({"image": ["b", "c"], "p": [0.25, 1.0], "error": [None, None]})
+        table.keep()
+        shutil.copytree(table.parts, tmp_path / "kept")
+        table.finish()
+        shutil.copytree(tmp_path / "kept", table.parts)  # as if it was killed before it took them away
+        shutil.rmtree(tmp_path / "kept")
+        Table(path, columns).finish()
+        assert read(path) == {"image": ["a", "b", "c"], "p": [0.5, 0.25, 1.0], "error": [None] * 3}
+
+
+def test_data_sets_beside_each_other_and_rows_without_an_image(folder, photos, tmp_path):
+    files = sorted(map(str, photos.glob("more/*.png")))
+    for name, some in (("a", files[:3]), ("b", [files[3], None])):
+        rows = datasets.Dataset.from_dict({name: some}, features=datasets.Features({name: datasets.Image()}))
+        rows.to_parquet(tmp_path / name / "train.parquet")
+    Image.new("RGB", (9, 9)).save(tmp_path / "a" / "preview.png")
+    pictures = find_pictures([tmp_path / "a", tmp_path / "b"], PROCESSOR)
+    assert len(pictures) == 5
+    tagger = Tagger(folder)
+    table = Table(tmp_path / "tags.parquet", {"image": str} | tagger.columns | {"error": str})
+    assert tag_pictures(tagger, pictures, table, num_proc=0) == {"tagged": 4, "broken": 1, "there": 0}
+    assert [error for error in read(tmp_path / "tags.parquet")["error"] if error] == [
+        f"{tmp_path / 'b'}/train/1 has no image"
+    ]
+    spelt = [photos, f"{photos}/../photos/more", f"{photos}/./*.png"]
+    assert len(find_pictures(spelt, PROCESSOR)) == 31
+
+
+def test_caches_know_when_a_model_changes(folder, model):
+    before = Hasher.hash(Tagger(folder))
+    assert Hasher.hash(Tagger(folder)) == before
+    with torch.no_grad():
+        model.head.linear.bias.add_(1)
+    model.save_pretrained(folder)
+    assert Hasher.hash(Tagger(folder)) != before
+
+
+def test_a_copy_in_the_same_process_leaves_its_threads(folder, photos):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        pickle.loads(pickle.dumps(Tagger(folder)))({"image": [photos / "00.png"]})
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_texts_of_all_kinds_come_back(tmp_path, monkeypatch):
@@ -201,7 +263,7 @@ def test_rows_of_a_data_set_are_pictures(folder, photos, tmp_path):
     rows = datasets.Dataset.from_dict({"photo": sorted(map(str, photos.glob("more/*.png"))), "n": range(15)})
     rows.cast_column("photo", datasets.Image()).to_parquet(tmp_path / "data" / "test.parquet")
     pictures = find_pictures([tmp_path / "data"], PROCESSOR)
-    assert pictures.names == [f"test/{i}" for i in range(15)]
+    assert pictures.names == [f"{tmp_path / 'data'}/test/{i}" for i in range(15)]
     names = [name for batch in pictures.batches(4, num_proc=2) for name in batch.names]
     assert names == pictures.names
     found = torch.cat([batch.pixel_values for batch in pictures.batches(4, num_proc=0)])
@@ -248,8 +310,7 @@ def test_thresholds_do_what_their_rule_says():
     assert choose_thresholds(p, 1 - (p > 0.999), ["a", "b"], "precision=0.9")["a"] == p[:, 0].min()
     assert choose_thresholds(p, (p < 0.01).astype(int), ["a", "b"], "precision=0.9") == {"a": NEVER, "b": NEVER}
     assert choose_thresholds(p, labels, ["a", "b"], "0.3") == {"a": 0.3, "b": 0.3}
-    with pytest.raises(ValueError, match="'a' has no positive label"):
-        choose_thresholds(p, 0 * labels, ["a", "b"], "f1")
+    assert choose_thresholds(p, labels * [[0, 1]], ["a", "b"], "f1") == {"b": best["b"]}
 
 
 @pytest.mark.parametrize("rule", ["f2", "precision", "precision=2", "recall=0.5", "0", "1.5", "", "nan"])

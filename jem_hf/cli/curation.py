@@ -12,9 +12,11 @@ from ..curation.audit import ISSUES, audit
 from ..curation.audit_page import write_audit
 from ..curation.balance import extended, fill_combinations, write_extended
 from ..curation.pictures import Pictures, find_pictures
-from ..curation.table import FORMATS, Table
+from ..curation.table import Table, checked_path
 from ..curation.tagging import Tagger, tag_pictures
+from ..data.columns import OF_DRAWN_IMAGES, features_of
 from ..data.loading import load_attribute_dataset
+from ..data.sources import load_source
 from ..data.tensors import encode_dataset
 from ..evaluation.judges import load_oracle
 from ..evaluation.prediction import predict as predict_images
@@ -70,17 +72,17 @@ def predict(
 ) -> None:
     """Attribute probabilities and energy of images, printed or as a table that goes on where it was interrupted."""
     if output is not None:
-        check_table(output)
-    network = load_model(model)
-    thresholds = _thresholds(network, model, threshold, dataset)
+        check_folder(checked_path(output).parent)
+    config = load_model(model).config  # or an error that names what there is
+    thresholds = _thresholds(model, threshold, dataset, given)
     if outlier_score is None:
-        outlier_score = output is None and network.has_outlier_score
+        outlier_score = output is None and bool(config.outlier_score)
     tagger = Tagger(model, thresholds=thresholds, given=given, outlier_score=outlier_score)
-    pictures = find_pictures(images, JemImageProcessor.from_pretrained(model))
+    pictures = find_pictures(images, tagger.processor)
     if output is None:
         _print(tagger, pictures, as_json)
         return
-    about = {"model": model, "given": given, "thresholds": thresholds}
+    about = {"model": tagger.weights, "given": given, "thresholds": thresholds}
     table = Table(output, {"image": str} | tagger.columns | {"error": str}, about)
     with ProgressBars() as progress:
         settings = dict(num_proc=num_proc, on_error=on_error, progress=partial(progress, "images"))
@@ -96,7 +98,9 @@ def audit_dataset(
     context: typer.Context,
     model: Model,
     dataset: Dataset,
-    folds: Annotated[int, typer.Option(help="Judge labels by so many models that did not learn from them.")] = 0,
+    folds: Annotated[
+        int, typer.Option(min=0, help="Judge labels by so many models that did not learn from them.")
+    ] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data by each of these.")] = 6,
     outliers: Annotated[bool, typer.Option(help="Look for images that do not belong, which is slow.")] = True,
     output: Folder = "audit",
@@ -131,16 +135,23 @@ def balance(
 ) -> None:
     """Draw images for rare combinations, keep those that an independent classifier confirms, write the data set."""
     check_folder(output)
+    if any(output.glob("data/*")):
+        raise ValueError(f"the folder {str(output)!r} has data already: name another one")
     network, processor = load_model(model), JemImageProcessor.from_pretrained(model)
     names, config = [name.strip() for name in attributes.split(",")], network.config
     with redirect_stdout(sys.stderr), ProgressBars() as progress:
+        if {*OF_DRAWN_IMAGES} <= features_of(next(iter(load_source(dataset).values()))).keys():
+            raise ValueError(f"{dataset!r} has drawn images already: give the data set that it was made from")
+        loaded = load_attribute_dataset(dataset, split=DEFAULT_SPLIT)
         known = dict(attributes=config.attributes, values=config.attribute_values, other_values="missing")
-        loaded = load_attribute_dataset(dataset, split=DEFAULT_SPLIT, **known)
-        train = encode_dataset(loaded["train"], processor, config.attributes)
+        splits = load_attribute_dataset(dataset, split=DEFAULT_SPLIT, **known)
+        if "train" not in splits:
+            raise ValueError(f"{dataset!r} has no split 'train' to add images to; it has {', '.join(splits)}")
+        train = encode_dataset(splits["train"], processor, config.attributes)
         oracle = load_oracle(train, config.num_values, progress=partial(progress, "classifier"))
         settings = dict(seed=seed, progress=progress)
         images, report = fill_combinations(network, train, names, per_combination, oracle, **settings)
-        write_extended(extended(loaded, images, names), report, output, Path(model).name)
+        write_extended(extended(loaded, images), report, output, Path(model).name)
     if as_json:
         print_json({"output": str(output), "combinations": report})
         return
@@ -149,44 +160,43 @@ def balance(
     say(f"wrote {output}: load_dataset({str(output)!r}) loads it")
 
 
-def check_table(file: Path) -> None:
-    """Raise `ValueError` where no table can be written to a file of that name."""
-    if file.suffix not in FORMATS:
-        raise ValueError(f"{str(file)!r} is no name of a table: let it end in {', '.join(FORMATS)}")
-    if file.is_dir():
-        raise ValueError(f"{str(file)!r} is a folder: name a file in it, such as {str(file / 'tags.parquet')!r}")
-    check_folder(file.parent)
-
-
-def _thresholds(network, model: str, rule: str | None, dataset: str | None) -> dict[str, float]:
+def _thresholds(model: str, rule: str | None, dataset: str | None, given: str) -> dict[str, float]:
     """Of binary attributes, by a rule; on the validation split of labelled images, else their test split."""
-    if rule is None:
+    kind, value = parse_rule(rule) if rule else ("none", 0.0)
+    if kind in ("none", "fixed") and dataset is not None:
+        raise ValueError(
+            "--dataset is for a --threshold to be chosen by, f1 or precision=0.9: add it, or leave both out"
+        )
+    if kind == "none":
         return {}
-    kind, value = parse_rule(rule)
+    network, processor = load_model(model), JemImageProcessor.from_pretrained(model)
     binary = [name for name, values in network.config.named_values.items() if values is None]
     if kind == "fixed":
         return dict.fromkeys(binary, value)
-    if dataset is None:
-        raise ValueError(f"--threshold {rule} is chosen by labelled images: name them with --dataset")
-    splits = load_evaluation_splits(dataset, JemImageProcessor.from_pretrained(model), network.config)
+    if dataset is None or given:
+        remedy = "leave --given out" if given else "name them with --dataset"
+        raise ValueError(f"--threshold {rule} is chosen by labelled images of all kinds: {remedy}")
+    splits = load_evaluation_splits(dataset, processor, network.config)
     part = next(splits[name] for name in ("validation", "test", "train") if name in splits)
     logits = predict_images(network, part.images)[0]
     places = [network.config.attributes.index(name) for name in binary]
     p = logits.softmax(-1)[:, places, 1].numpy()
-    return choose_thresholds(p, part.labels[:, places].numpy(), binary, rule)
+    found = choose_thresholds(p, part.labels[:, places].numpy(), binary, rule)
+    if others := [name for name in binary if name not in found]:
+        say(f"no image shows {', '.join(others)}, so there the threshold is 0.5")
+    return found
 
 
 def _print(tagger: Tagger, pictures: Pictures, as_json: bool) -> None:
-    config, results = tagger.model.config, []
+    config, results = tagger.config, []
     try:
         for names, pixel_values, errors in pictures.batches(PRINTED_TOGETHER, num_proc=0):
             tags = tagger.tag(pixel_values) if len(pixel_values) else {}
             for i, (name, error) in enumerate(zip(names, errors)):
                 if error:
                     raise ValueError(error)
-                row = i - sum(map(bool, errors[:i]))
-                p = {label: tags[f"p_{label}"][row] for label in config.label_names}
-                scores = {each: tags[each][row] for each in ("energy", "outlier_score") if each in tags}
+                p = {label: tags[f"p_{label}"][i] for label in config.label_names}
+                scores = {each: tags[each][i] for each in ("energy", "outlier_score") if each in tags}
                 results.append({"image": name, **scores, "probabilities": p})
                 if not as_json:
                     typer.echo("\n".join(_lines(results[-1], config)))

@@ -17,8 +17,8 @@ from ..training.classifier import train_classifier
 from .duplicates import near_duplicates
 
 COLUMNS = {
-    "split": str, "row": int, "issue": str, "attribute": str, "given_label": str, "predicted_label": str,
-    "score": float, "other": str,
+    "split": str, "row": int, "image": str, "issue": str, "attribute": str, "given_label": str,
+    "predicted_label": str, "score": float, "other": str,
 }  # fmt: skip
 ISSUES = {
     "label": "Labels that are probably wrong",
@@ -38,9 +38,10 @@ class Audit:
 
     Args:
         suspects (`list[dict]`):
-            A row a suspect, with `COLUMNS`, by issue, the worst first. `score` is `p(given label)`, of a missing label
-            `p(predicted label)`, of an outlier its percentile among training images, of a near-duplicate the error
-            against the `other` picture ("split/row"); low is bad, except for outliers.
+            A row a suspect, with `COLUMNS`, by issue, the worst first. `image` is its file, where it has one. `score`
+            is `p(given label)`, of a missing label `p(predicted label)`, of an outlier its percentile among training
+            images, of a near-duplicate the error against the `other` picture ("split/row"); low is bad, except for
+            outliers.
         combinations (`list[dict]`):
             Pairs of values of two attributes which fewer than `RARE` images have (`count`), and how many would if the
             two were independent (`expected`), the largest first.
@@ -68,7 +69,7 @@ class Audit:
 
     @staticmethod
     def _is_across(suspect: dict) -> bool:
-        return suspect["split"] != suspect["other"].split("/")[0]
+        return suspect["split"] != suspect["other"].rpartition("/")[0]
 
 
 def audit(
@@ -93,11 +94,17 @@ def audit(
         progress: Called with the name of a stage, its steps done and in all.
 
     Raises:
-        ValueError: a single fold, or fewer images than folds.
+        ValueError: a single fold, fewer images than folds, or splits that are streamed.
     """
+    if streamed := [split for split, part in splits.items() if not isinstance(part, AttributeTensors)]:
+        raise ValueError(f"an audit compares all images with each other: do not stream the split {streamed[0]!r}")
     images, labels = (torch.cat([getattr(part, name) for part in splits.values()]) for name in ("images", "labels"))
-    places = [(split, row) for split, part in splits.items() for row in range(len(part))]
-    if num_folds == 1 or num_folds > len(images):
+    places = [
+        (split, row, part.places[row] if part.places else "")
+        for split, part in splits.items()
+        for row in range(len(part))
+    ]
+    if num_folds < 0 or num_folds == 1 or num_folds > len(images):
         raise ValueError(f"{num_folds} folds of {len(images)} images: take 2 or more, and at most one an image")
     if num_folds:
         probabilities = cross_fit(model, images, labels, num_folds, num_epochs, progress)
@@ -222,7 +229,7 @@ def rare_combinations(labels: torch.Tensor, config: Any) -> list[dict]:
         expected = np.outer(counts.sum(1), counts.sum(0)) / max(1, len(present))
         for v, w in zip(*((counts < RARE) & (expected >= RARE)).nonzero()):
             terms = {
-                config.attributes[k]: _text(value_of(int(u), config.named_values[config.attributes[k]]))
+                config.attributes[k]: str(value_of(int(u), config.named_values[config.attributes[k]]))
                 for k, u in ((a, v), (b, w))
             }
             found.append(
@@ -232,17 +239,5 @@ def rare_combinations(labels: torch.Tensor, config: Any) -> list[dict]:
 
 
 def _suspect(place, issue, score, attribute="", given="", predicted="", other=None) -> dict:
-    values = (
-        *place,
-        issue,
-        attribute,
-        _text(given),
-        _text(predicted),
-        score,
-        "" if other is None else "{}/{}".format(*other),
-    )
-    return dict(zip(COLUMNS, values))
-
-
-def _text(value: Any) -> str:
-    return str(value)
+    elsewhere = "" if other is None else f"{other[0]}/{other[1]}"
+    return dict(zip(COLUMNS, (*place, issue, attribute, str(given), str(predicted), score, elsewhere)))

@@ -12,7 +12,7 @@ import torch
 from ..data.tensors import AttributeTensors
 from ..models.image_processing_jem import JemImageProcessor, to_pixels
 from .audit import COLUMNS, ISSUES, RARE, Audit
-from .table import Table
+from .table import schema_of
 
 MAX_SHOWN = 60  # suspects of each kind with their pictures; the table has all
 EXPLAINED = {
@@ -33,13 +33,13 @@ figure { margin: 0; font-size: .8rem } figure img { width: 6rem; image-rendering
 
 def write_audit(audit: Audit, splits: dict[str, AttributeTensors], folder: str | Path, title: str) -> None:
     """Write `index.html`, `suspects.parquet` (see `audit.COLUMNS`) and `audit.json` into a folder."""
+    import pyarrow
+    from pyarrow import parquet
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    table = folder / "suspects.parquet"
-    table.unlink(missing_ok=True)
-    suspects = Table(table, COLUMNS)
-    suspects.add({name: [each[name] for each in audit.suspects] for name in COLUMNS})
-    suspects.finish()
+    rows = {name: [each[name] for each in audit.suspects] for name in COLUMNS}
+    parquet.write_table(pyarrow.table(rows, schema=schema_of(COLUMNS)), folder / "suspects.parquet")
     numbers = audit.summary() | {"combinations": audit.combinations, "calibration": audit.calibration}
     (folder / "audit.json").write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n")
     (folder / "index.html").write_text(page(audit, splits, title))
@@ -83,11 +83,11 @@ def page(audit: Audit, splits: dict[str, AttributeTensors], title: str) -> str:
 def _figure(suspect: dict, splits: dict[str, AttributeTensors]) -> str:
     places = [(suspect["split"], suspect["row"])]
     if suspect["other"]:
-        split, row = suspect["other"].split("/")
+        split, _, row = suspect["other"].rpartition("/")
         places.append((split, int(row)))
     pictures = "".join(f'<img src="{_url(splits[split].images[row])}" alt="">' for split, row in places)
     names = " and ".join(f"{split}/{row}" for split, row in places)
-    text = escape(names)
+    text = f'<span title="{escape(suspect["image"])}">{escape(names)}</span>'
     if suspect["attribute"]:
         given = f"<del>{escape(suspect['given_label'])}</del> " if suspect["given_label"] else ""
         text += f"<br>{escape(suspect['attribute'])}: {given}<ins>{escape(suspect['predicted_label'])}</ins>"

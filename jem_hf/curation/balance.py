@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from ..data.columns import OF_DRAWN_IMAGES
 from ..data.tensors import AttributeTensors
 from ..evaluation.judges import Oracle
 from ..models.image_processing_jem import JemImageProcessor, to_pixels
 from ..models.modeling_jem import JemModel
 from ..models.requests_jem import format_request
-from ..models.values_jem import as_choice
+from ..models.values_jem import as_choice, value_of
 
 MAX_ATTEMPTS = 10  # images drawn for each one that is wanted, after which a combination is given up
 BATCH_SIZE = 64
@@ -42,7 +43,7 @@ def fill_combinations(
         seed (`int`): Of the noise.
 
     Returns:
-        images: "image", "labels" (of `attributes`), "request", "seed", "energy", in the order drawn.
+        images: "image", "attributes" (values by name), "request", "seed", "energy", in the order drawn.
         report: of each combination "request", "before", "drawn", "accepted" and "after".
 
     Raises:
@@ -71,10 +72,11 @@ def fill_combinations(
             accepted += [(x[i], own_seed, energies[i]) for i in right]
             drawn += len(x)
             progress("images", len(images) + min(len(accepted), wanted[combination]), total)
+        shown = {name: value_of(label, config.named_values[name]) for name, label in zip(attributes, combination)}
         accepted = accepted[: wanted[combination]]
         for pixels, own_seed, energy in accepted:
-            row = {"image": JemImageProcessor.to_pil(pixels[None])[0], "labels": combination}
-            images.append(row | {"request": text, "seed": own_seed, "energy": energy})
+            image = JemImageProcessor.to_pil(pixels[None])[0]
+            images.append(dict(image=image, attributes=shown, request=text, seed=own_seed, energy=energy))
         before = counts[combination]
         report.append(
             {
@@ -98,33 +100,33 @@ def _draw(model: JemModel, request: list[int], seed: int) -> tuple[torch.Tensor,
     return x.cpu(), (-model.log_joint(x, labels)).tolist()
 
 
-def extended(dataset, images: list[dict[str, Any]], attributes: Sequence[str]):
+def extended(dataset, images: list[dict[str, Any]]):
     """
     A data set with drawn images added to its split "train".
 
     All rows get `synthetic`, and `request`, `seed` and `energy`, which photographs lack. Of drawn images the labels of
-    attributes that were not asked for are missing.
+    attributes that were not asked for are missing. Photographs that are files elsewhere are taken in.
 
     Args:
         dataset (`datasets.DatasetDict`): As `load_attribute_dataset` gives it.
-        images (`list[dict]`), attributes (`Sequence[str]`): As of [`fill_combinations`].
+        images (`list[dict]`): As [`fill_combinations`] gives them.
     """
     import datasets
+    from datasets.table import embed_table_storage
 
-    about = {"synthetic": "bool", "request": "string", "seed": "int64", "energy": "float64"}
+    kinds = dict(zip(OF_DRAWN_IMAGES, ("bool", "string", "int64", "float64")))
     parts = {}
     for split, rows in dataset.items():
-        features = rows.features | {name: datasets.Value(kind) for name, kind in about.items()}
-        for name in about:
+        features = rows.features | {name: datasets.Value(kind) for name, kind in kinds.items()}
+        for name in OF_DRAWN_IMAGES:
             values = [False if name == "synthetic" else None] * len(rows)
             rows = rows.add_column(name, values, feature=features[name])
-        parts[split] = rows
+        parts[split] = (
+            rows.with_format("arrow").map(embed_table_storage, batched=True, batch_size=256).with_format(None)
+        )
     if images:
-        columns: dict[str, list] = {name: [None] * len(images) for name in features}
-        columns |= {name: [each[name] for each in images] for name in ("image", "request", "seed", "energy")}
-        columns["synthetic"] = [True] * len(images)
-        for k, name in enumerate(attributes):
-            columns[name] = [each["labels"][k] for each in images]
+        own = [{**each["attributes"], **each, "synthetic": True} for each in images]
+        columns = {name: [each.get(name) for each in own] for name in features}
         drawn = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
         parts["train"] = datasets.concatenate_datasets([parts["train"], drawn])
     return datasets.DatasetDict(parts)

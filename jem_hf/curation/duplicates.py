@@ -6,6 +6,8 @@ import torch.nn.functional as F
 THUMBNAIL = 16  # pixels a side of what neighbours are looked for among
 LEAST_CORRELATION = 0.9  # of thumbnails of one picture
 NUM_NEIGHBOURS = 8
+LEAST_SIZE = 32  # pixels a side; smaller pictures are enlarged
+LEVEL = 1e-3  # of a constant beside the pixels of a thumbnail: pictures of one colour are alike
 BLOCK = 8  # blocks a side, in the worst of which two pictures are compared
 MAX_ERROR = 9.0  # of 255: what JPEG and a shift leave in the worst block after a little blur
 
@@ -26,6 +28,8 @@ def near_duplicates(images: torch.Tensor, max_error: float = MAX_ERROR) -> list[
         Rows i < j of each pair and its error, the smallest first.
     """
     gray = torch.cat([part.float().mean(1, keepdim=True) for part in images.split(1024)])
+    if len(gray) and min(gray.shape[-2:]) < LEAST_SIZE:
+        gray = F.interpolate(gray, (LEAST_SIZE, LEAST_SIZE), mode="bilinear")
     pairs = sorted({tuple(sorted(pair)) for pair in _neighbours(gray)})
     found = []
     for chunk in torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).split(512):
@@ -37,7 +41,7 @@ def near_duplicates(images: torch.Tensor, max_error: float = MAX_ERROR) -> list[
 def _neighbours(gray: torch.Tensor) -> list[tuple[int, int]]:
     """Pairs of pictures (N, 1, H, W) whose thumbnails correlate."""
     thumbnails = F.interpolate(gray, (THUMBNAIL, THUMBNAIL), mode="area").flatten(1)
-    thumbnails = F.normalize(thumbnails - thumbnails.mean(1, keepdim=True), dim=1)
+    thumbnails = F.normalize(F.pad(thumbnails - thumbnails.mean(1, keepdim=True), [0, 1], value=LEVEL), dim=1)
     pairs = []
     for start in range(0, len(thumbnails), 1024):
         correlation = thumbnails[start : start + 1024] @ thumbnails.T

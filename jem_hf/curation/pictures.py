@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from ..data.columns import features_of, find_image_column
 from ..data.folders import list_files
 from ..data.sources import load_source
+from ..data.tables import is_table
 from ..models.image_processing_jem import JemImageProcessor, open_image, to_rgb
 
 OVERSAMPLING = 2  # how many times larger than what the model sees a JPEG is decoded at least
@@ -31,13 +32,12 @@ class Pictures(Dataset):
     Images that are read when they are asked for.
 
     Args:
-        places (`dict[str, Any]`): By name: a path, or a split of a data set and a row of it.
+        places (`dict[str, Any]`): By name: a path, or a split of a data set, its column of images and a row of it.
         processor ([`JemImageProcessor`]): Of the model that shall see them.
-        column (`str`, *optional*, defaults to `"image"`): Of the data set's images.
     """
 
-    def __init__(self, places: dict[str, Any], processor: JemImageProcessor, column: str = "image"):
-        self.places, self.processor, self.column = places, processor, column
+    def __init__(self, places: dict[str, Any], processor: JemImageProcessor):
+        self.places, self.processor = places, processor
         self.names = list(places)
         size = processor.size
         self.min_size = OVERSAMPLING * max(size.shortest_edge or 0, size.height or 0, size.width or 0)
@@ -61,16 +61,17 @@ class Pictures(Dataset):
     def without(self, names: set[str]) -> "Pictures":
         """Those that are not among `names`."""
         places = {name: place for name, place in self.places.items() if name not in names}
-        return Pictures(places, self.processor, self.column)
+        return Pictures(places, self.processor)
 
     def batches(self, batch_size: int = 64, num_proc: int | None = None) -> Iterator[Batch]:
         """
         All of them in order, a few batches ahead of who asks.
 
         Args:
-            num_proc (`int`, *optional*): Processes that decode, by default as many as there are cores; 0: this one.
+            num_proc (`int`, *optional*): Processes that decode, by default as many as may run at once; 0: this one.
         """
-        num_proc = (os.cpu_count() or 1) if num_proc is None else num_proc
+        if num_proc is None:
+            num_proc = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         sampler = BatchSampler(range(len(self)), batch_size, drop_last=False)
         num_proc = min(num_proc, len(sampler) - 1)  # one batch needs no process
         yield from DataLoader(self, sampler=sampler, batch_size=None, num_workers=max(0, num_proc))
@@ -79,45 +80,46 @@ class Pictures(Dataset):
         place = self.places[name]
         if isinstance(place, Path):
             return place
-        rows, index = place
-        image = rows[index][self.column]
+        rows, column, index = place
+        image = rows[index][column]
+        if image is None:
+            raise ValueError(f"{name} has no image")
         return image["bytes"] or Path(image["path"])
 
 
 def find_pictures(sources: Iterable[str], processor: JemImageProcessor) -> Pictures:
     """
     The images that `sources` name, in their order: files, folders of images (also below), patterns such as "*.jpg",
-    and data sets (a folder of parquet files, "avatars", or an id on the Hub), whose images are called split/row.
+    and data sets (a folder of parquet files, "avatars", or an id on the Hub), whose images are called
+    source/split/row.
 
     Raises:
         ValueError: a source that is none of these, or without an image.
     """
     places: dict[str, Any] = {}
-    column = "image"
     for source in map(os.path.expanduser, map(str, sources)):
-        found = _files(source)
-        if not found:
-            column, found = _rows(source)
-        places |= found
-    return Pictures(places, processor, column)
+        places |= _files(source) or _rows(source)
+    return Pictures(places, processor)
 
 
 def _files(source: str) -> dict[str, Path]:
-    """The images of a file, a folder or a pattern; empty where it is none of these."""
+    """The images of a file, a folder or a pattern; empty where it is none of these, but perhaps a data set."""
     if os.path.isfile(source) and not source.endswith(".parquet"):
-        return {source: Path(source)}
+        return {os.path.normpath(source): Path(source)}
     endings = tuple(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
     if os.path.isdir(source):
-        files = sorted(map(str, list_files(Path(source))))
+        files = sorted(list_files(Path(source)), key=str)
+        if any(file.suffix == ".parquet" for file in files) and not any(map(is_table, files)):
+            return {}
     else:
-        files = sorted(filter(os.path.isfile, glob.glob(source, recursive=True)))
-    found = {file: Path(file) for file in files if file.lower().endswith(endings)}
+        files = [Path(file) for file in sorted(glob.glob(source, recursive=True)) if os.path.isfile(file)]
+    found = {os.path.normpath(file): file for file in files if str(file).lower().endswith(endings)}
     if not found and glob.has_magic(source):
         raise ValueError(f"no image file fits the pattern {source!r}")
     return found
 
 
-def _rows(source: str) -> tuple[str, dict[str, tuple]]:
+def _rows(source: str) -> dict[str, tuple]:
     """The rows of a data set, undecoded."""
     import datasets
 
@@ -128,5 +130,5 @@ def _rows(source: str) -> tuple[str, dict[str, tuple]]:
     found = {}
     for split, rows in loaded.items():
         undecoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        found |= {f"{split}/{i}": (undecoded, i) for i in range(len(undecoded))}
-    return column, found
+        found |= {f"{source}/{split}/{i}": (undecoded, column, i) for i in range(len(undecoded))}
+    return found

@@ -1,11 +1,16 @@
 """Attributes of many images as columns of a table."""
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ..hub.zoo import resolve
+from ..models.configuration_jem import JemConfig
 from ..models.image_processing_jem import JemImageProcessor
 from ..models.modeling_jem import JemModel
 from ..models.requests_jem import Request, parse_request
@@ -17,7 +22,7 @@ from .table import Table
 class Tagger:
     """
     Tags batches of images: `dataset.map(Tagger("jem-celeba"), batched=True, num_proc=2)`, Ray Data's `map_batches`,
-    or a call. It is pickled by the name of its model, which each process loads for itself.
+    or a call. It is pickled by the name of its model, which each process loads for itself when it tags.
 
     Args:
         model (`str`): Zoo name, Hub id or folder.
@@ -29,7 +34,8 @@ class Tagger:
         outlier_score (`bool`, *optional*, defaults to `False`): Add it; it takes several times as long as the rest.
 
     Raises:
-        ValueError: no such model, or attributes that it does not have.
+        OSError: no such model.
+        ValueError: attributes that it does not have, or an outlier score that it has not.
     """
 
     def __init__(
@@ -42,19 +48,23 @@ class Tagger:
         outlier_score: bool = False,
     ):
         self.name, self.image_column, self.outlier_score = model, image_column, outlier_score
-        self.given, self.thresholds = given, dict(thresholds or {})
+        self.thresholds, self.config, self.weights = (
+            dict(thresholds or {}),
+            JemConfig.from_pretrained(model),
+            _hash(model),
+        )
         self._loaded: tuple[JemModel, JemImageProcessor] | None = None
         self._process = os.getpid()
-        binary = [name for name, values in self.model.config.named_values.items() if values is None]
+        binary = [name for name, values in self.config.named_values.items() if values is None]
         for name, threshold in self.thresholds.items():
             as_choice("binary attribute", name, binary)
             as_float(f"the threshold of {name}", threshold)
-        self.known = parse_request(given, self.model.config)
-        if outlier_score and not self.model.has_outlier_score:
+        self.known = parse_request(given, self.config)
+        if outlier_score and not self.config.outlier_score:
             raise ValueError(f"the model {model!r} has no outlier score: train it with outlier_score: true")
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_loaded": None, "_process": None}
+        return self.__dict__ | {"_loaded": None}
 
     @property
     def model(self) -> JemModel:
@@ -67,7 +77,7 @@ class Tagger:
     @property
     def columns(self) -> dict[str, type]:
         """Names and types of the columns: `predicted_A` and `p_A`, of each value `p_A=value`; `energy`."""
-        config = self.model.config
+        config = self.config
         types: dict[str, type] = {f"predicted_{a}": bool if v is None else str for a, v in config.named_values.items()}
         types |= dict.fromkeys((f"p_{label}" for label in config.label_names), float) | {"energy": float}
         return types | ({"outlier_score": float} if self.outlier_score else {})
@@ -79,7 +89,7 @@ class Tagger:
     @torch.no_grad()
     def tag(self, pixel_values: torch.Tensor) -> dict[str, list]:
         """The columns of images (B, C, H, W) in [-1, 1]."""
-        model, config = self.model, self.model.config
+        model, config = self.model, self.config
         pixel_values = pixel_values.to(model.device)
         distribution = model.label_distribution(model.encode(pixel_values))
         known = torch.tensor(self.known, device=model.device).expand(len(pixel_values), -1)
@@ -99,7 +109,7 @@ class Tagger:
         return columns
 
     def _load(self) -> tuple[JemModel, JemImageProcessor]:
-        if self._process != os.getpid():  # of several: each has one core, and threads do not survive a fork
+        if self._process != os.getpid():  # one of several: each has one core, and threads do not survive a fork
             self._process, self._loaded = os.getpid(), None
             torch.set_num_threads(1)
         if self._loaded is None:
@@ -107,6 +117,12 @@ class Tagger:
             model = JemModel.from_pretrained(self.name).to(device).eval()
             self._loaded = model, JemImageProcessor.from_pretrained(self.name)
         return self._loaded
+
+
+def _hash(model: str) -> str:
+    """Of the weights in a folder, so that caches know when they change; the name of a model that is elsewhere."""
+    weights = Path(resolve(model)[0], SAFE_WEIGHTS_NAME)
+    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else model
 
 
 def tag_pictures(
@@ -121,7 +137,7 @@ def tag_pictures(
 ) -> dict[str, int]:
     """
     Tag all images that a table does not hold yet, a row an image: its name, the columns of [`Tagger`], and an `error`
-    where it could not be read.
+    where it could not be read. Those are tried again in the next call.
 
     Args:
         on_error (`str`, *optional*, defaults to `"skip"`): Or "raise": at the first image that cannot be read, after

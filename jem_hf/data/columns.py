@@ -7,6 +7,8 @@ import torch
 from ..models.values_jem import nearest_name
 from .attributes import Column, find_columns
 
+OF_DRAWN_IMAGES = ("synthetic", "request", "seed", "energy")  # columns of `jem-hf balance`, which are no attributes
+
 
 def cast_attributes(
     dataset,
@@ -20,6 +22,8 @@ def cast_attributes(
 
     features = dict(features_of(next(iter(dataset.values()))))
     features.pop(image_column)
+    if features.keys() >= {*OF_DRAWN_IMAGES}:
+        features = {name: feature for name, feature in features.items() if name not in OF_DRAWN_IMAGES}
     is_stream = isinstance(dataset, datasets.IterableDatasetDict)
 
     def cells(name):

@@ -105,7 +105,11 @@ def load_attribute_dataset(
     if isinstance(novel, str):
         combinations = _preset(dataset, novel, names)
     _check_not_empty(dataset, name_or_path)
-    if min_frequency > 0 and (common := _common_values(dataset, known_values, values or {}, min_frequency)):
+    if (
+        min_frequency > 0
+        and not is_stream
+        and (common := _common_values(dataset, known_values, values or {}, min_frequency))
+    ):
         known_values |= common
         dataset, _ = cast_attributes(dataset, image_column, names, common, "missing")
     kept = attributes or _frequent(dataset, names, known_values, min_frequency, max_frequency, left_out)

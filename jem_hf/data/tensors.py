@@ -19,9 +19,12 @@ class AttributeTensors(torch.utils.data.Dataset):
         images (`torch.Tensor`): (N, C, H, W), uint8.
         labels (`torch.Tensor`): (N, K), int64, -1 where missing.
         attributes (`list[str]`): The K names.
+        places (`list[str]`, *optional*): Where the N images are from: the path of a file, or a row.
     """
 
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor, attributes: list[str]):
+    def __init__(
+        self, images: torch.Tensor, labels: torch.Tensor, attributes: list[str], places: list[str] | None = None
+    ):
         is_tensor = isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor)
         if not (is_tensor and isinstance(attributes, list)):
             raise ValueError("images and labels must be tensors and attributes a list of names")
@@ -30,7 +33,9 @@ class AttributeTensors(torch.utils.data.Dataset):
         shape = (len(images), len(attributes))
         if labels.shape != shape or labels.dtype != torch.int64:
             raise ValueError(f"labels must be int64 {shape}, not {labels.dtype} {tuple(labels.shape)}")
-        self.images, self.labels, self.attributes = images, labels, list(attributes)
+        if places is not None and len(places) != len(images):
+            raise ValueError(f"{len(places)} places of {len(images)} images")
+        self.images, self.labels, self.attributes, self.places = images, labels, list(attributes), places
 
     def __len__(self):
         return len(self.images)
@@ -44,7 +49,8 @@ class AttributeTensors(torch.utils.data.Dataset):
 
     def subset(self, indices) -> "AttributeTensors":
         """The rows of a list, slice, index tensor or boolean mask."""
-        return AttributeTensors(self.images[indices], self.labels[indices], self.attributes)
+        places = self.places and [self.places[i] for i in torch.arange(len(self))[indices].tolist()]
+        return AttributeTensors(self.images[indices], self.labels[indices], self.attributes, places)
 
 
 class AttributeStream(torch.utils.data.IterableDataset):
@@ -121,10 +127,12 @@ def encode_dataset(
     dataset, image_column = _checked(dataset, attributes, on_error)
     labels, encoded_images = label_tensor(dataset, attributes), dataset.select_columns(image_column)
     broken: list[tuple[int, str]] = []
-    pixel_values = []
+    pixel_values, places = [], []
     for start in range(0, len(dataset), batch_size):
-        rows = enumerate(encoded_images[start : start + batch_size][image_column], start)
+        rows = list(enumerate(encoded_images[start : start + batch_size][image_column], start))
         decoded = [_decode(image, row, on_error, broken) for row, image in rows]
+        names = [(image and image.get("path")) or f"row {row}" for row, image in rows]
+        places += [name for name, image in zip(names, decoded) if image is not None]
         if images := [image for image in decoded if image is not None]:
             pixel_values.append(_pixel_values(images, image_processor))
     if not pixel_values:
@@ -132,7 +140,7 @@ def encode_dataset(
     _warn(broken, len(dataset))
     kept = torch.ones(len(dataset), dtype=torch.bool)
     kept[[row for row, _ in broken]] = False
-    return AttributeTensors(torch.cat(pixel_values), labels[kept], attributes)
+    return AttributeTensors(torch.cat(pixel_values), labels[kept], attributes, places)
 
 
 def _checked(dataset, attributes, on_error):

@@ -106,8 +106,9 @@ class Actions:
             raise ValueError(f"{len(requests)} images are more than {MAX_CELLS}: name some values, 'A in (b, c)'")
         drawing = replace(self.default, seed=seed)  # a seed out of its range raises
         drawn = self.pipeline(requests, seed=drawing.seed)
-        labels = dict(row_labels=row_labels, column_labels=[html.readable(label) for label in column_labels])
-        return image_grid([item["image"] for (item,) in drawn], num_columns=len(column_labels), **labels)
+        row_labels, column_labels = ([html.readable(label) for label in each] for each in (row_labels, column_labels))
+        images = [item["image"] for (item,) in drawn]
+        return image_grid(images, len(column_labels), row_labels=row_labels, column_labels=column_labels)
 
     def tag(self, path: str | None) -> str:
         """What the model sees in an image file."""

@@ -1,6 +1,7 @@
 """A tagger as one file that other programs run: ONNX, or an exported program of PyTorch."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -50,7 +51,7 @@ def export(model: JemModel, path: str | Path) -> Path:
         "image_processor": model.image_processor().to_dict(),
     }
     texts = {name: json.dumps(value) for name, value in metadata.items()}
-    tagger = _Tagger(model).eval().cpu()
+    tagger = _Tagger(deepcopy(model).eval().cpu())
     example = torch.zeros(2, config.num_channels, config.image_size, config.image_size)
     shapes = {INPUT: {0: torch.export.Dim("batch")}}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -58,14 +58,14 @@ def prediction_metrics(
     rows = []
     for k, num_values in enumerate(value_counts(probabilities, labels)):
         present = labels[:, k] >= 0
-        own = probabilities[present, k, :num_values], labels[present, k]
-        rows.append(_attribute_metrics(*own, num_bins))
-        if attributes[k] in (values or {}):
-            rows[-1] |= _value_metrics(*own, values[attributes[k]], num_bins)
+        p, y = probabilities[present, k], labels[present, k]
+        rows.append(_attribute_metrics(p[:, :num_values], y, num_bins))
+        if names := (values or {}).get(attributes[k]):
+            rows[-1] |= _value_metrics(p[:, : len(names)], y, names, num_bins)
     defined = {name: [row[name] for row in rows if row[name] is not None] for name in METRICS}
     overall = {name: float(np.mean(numbers)) if numbers else None for name, numbers in defined.items()}
-    pairs, values = one_against_rest(probabilities, labels), np.arange(probabilities.shape[2])
-    truth, guessed = ((x[..., None] == values)[pairs] for x in (labels, probabilities.argmax(-1)))
+    pairs, places = one_against_rest(probabilities, labels), np.arange(probabilities.shape[2])
+    truth, guessed = ((x[..., None] == places)[pairs] for x in (labels, probabilities.argmax(-1)))
     return {
         "accuracy": overall["accuracy"],
         "f1_macro": overall["f1"],

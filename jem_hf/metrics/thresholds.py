@@ -33,10 +33,11 @@ def choose_thresholds(p: np.ndarray, labels: np.ndarray, attributes: Sequence[st
         labels (`np.ndarray` of shape (N, K)): 0, 1, or -1 where missing.
         attributes (`Sequence[str]`): The K names.
         rule (`str`): A number, for all; "f1", the one of the largest F1; "precision=0.9", the lowest at which so many
-            of the images that count as positive are. Where none is: above 1, so that no image counts.
+            of the images that count as positive are. Where none is: above 1, so that no image counts. An attribute
+            without a positive label has none.
 
     Raises:
-        ValueError: another rule, or an attribute without a positive label to choose by.
+        ValueError: another rule.
     """
     from sklearn.metrics import precision_recall_curve
 
@@ -47,7 +48,7 @@ def choose_thresholds(p: np.ndarray, labels: np.ndarray, attributes: Sequence[st
     for k, name in enumerate(attributes):
         present = labels[:, k] >= 0
         if not (labels[present, k] == 1).any():
-            raise ValueError(f"attribute {name!r} has no positive label to choose a threshold by: give a number")
+            continue
         precision, recall, thresholds = precision_recall_curve(labels[present, k], p[present, k])
         precision, recall = precision[:-1], recall[:-1]  # of the point without a threshold
         if kind == "f1":

@@ -22,8 +22,8 @@ def image_scores(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
 
     `log p~(x)`; the logarithms of the norm of its gradient (the score), of the matching error at five places between
     noise and the image (the warm-up's own loss on this image, a denoiser's error; compare Mahmood et al. 2021, arXiv
-    2010.13132), of the image's sharpness, and, where there is an autoencoder, of its squared error and of the sharpness
-    of what it gives back. Without the sharpness slight blur goes unnoticed: it makes an image easier to all the rest.
+    2010.13132), of the image's sharpness, and, where there is an autoencoder, of its squared error and of the
+    sharpness of what it gives back. Without the sharpness slight blur goes unnoticed: it makes all the rest easier.
     """
     with torch.no_grad():
         codes = model.encode(pixel_values)

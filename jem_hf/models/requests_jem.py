@@ -29,7 +29,9 @@ UNKNOWN = 0.5  # of Kleene's logic: 0 is false, 1 true, "and" is min, "or" is ma
 Predicate = Callable[[list[int]], float]  # truth of K labels, UNKNOWN where it depends on those that are open
 
 _QUOTED = r"""(?:"(?:[^"]|"")*"|'(?:[^']|'')*')"""
-_LIST = rf"""in\s*\((?:[^()"']|{_QUOTED})*\)"""
+_LIST = (
+    r"""in\s*\((?:[^()"']|"[^"]*"|'[^']*')*\)"""  # a doubled quote is two strings here, or it takes exponential time
+)
 _BARE = re.compile(rf"""[^\s"'&|~()=:](?:(?!\s{_LIST})[^&|~()=:])*""")
 _TOKEN = re.compile(
     rf"""(?P<operator>[&|~()=:])|(?P<quoted>{_QUOTED})|(?P<listed>{_LIST})|(?P<bare>{_BARE.pattern})|(?P<unclosed>["'])"""
@@ -122,25 +124,25 @@ def crossed(rows: str, columns: str, request: str, config: JemConfig) -> tuple[l
     Raises:
         ValueError: as [`parse_composition`], and for an axis of several attributes or the same one twice.
     """
-    shown = [_axis(text, config) for text in (rows, columns)]
-    if shown[0][0] == shown[1][0]:
-        raise ValueError(f"rows and columns are both of {shown[0][0]!r}: name two attributes")
-    terms = [list(each.values()) for _, each in shown]
-    requests = [" & ".join([*([f"({request})"] if request.strip() else []), a, b]) for a in terms[0] for b in terms[1]]
+    (row_name, row_terms), (column_name, column_terms) = (_axis(text, config) for text in (rows, columns))
+    if row_name == column_name:
+        raise ValueError(f"rows and columns are both of {row_name!r}: name two attributes")
+    always = [f"({request})"] if request.strip() else []
+    requests = [" & ".join([*always, a, b]) for a in row_terms.values() for b in column_terms.values()]
     for each in requests:
         parse_composition(each, config)
-    return requests, list(shown[0][1]), list(shown[1][1])
+    return requests, list(row_terms), list(column_terms)
 
 
 def _axis(text: str, config: JemConfig) -> tuple[str, dict[str, str]]:
     """An attribute, and the terms of its values by what they are called."""
     names = list(config.named_values)
-    if text in names:
-        k, allowed = names.index(text), {-1}
+    if (name := _unquoted(text.strip())) in names:
+        k, allowed = names.index(name), {-1}
     else:
         parser = _Parser(text, config)
         alternatives = parser.composition().alternatives
-        if len(set(parser.mentioned)) != 1:
+        if len(set(parser.mentioned)) != 1 or parser.weights:
             raise ValueError(
                 f"{text!r} is no axis of a grid: name one attribute, or some of its values, 'A in (b, c)'"
             )
@@ -284,7 +286,7 @@ def _weight(name: str, value: float | str) -> float:
 
 
 def _unquoted(text: str) -> str:
-    return text[1:-1].replace(text[0] * 2, text[0]) if text[0] in "\"'" else text
+    return text[1:-1].replace(text[0] * 2, text[0]) if text[:1] in ("'", '"') else text
 
 
 def _quoted(name: str) -> str:
