@@ -58,7 +58,8 @@ def test_cross_entropy_leaves_missing_labels_out():
     assert cross_entropy(logits, torch.full((2, 2), -1)) == 0
 
 
-def test_warmup_gradient_of_a_quadratic_energy():
+@pytest.mark.parametrize("optimal_transport", [True, False])
+def test_warmup_gradient_of_a_quadratic_energy(optimal_transport):
     """For log p~(x) = -a |x|^2 / 2 the field is -a x: loss and d loss/d a follow by hand."""
     a = torch.tensor(0.7, requires_grad=True)
 
@@ -68,12 +69,13 @@ def test_warmup_gradient_of_a_quadratic_energy():
 
     x1 = torch.randn(16, 2, 4, 4, generator=torch.Generator().manual_seed(5))
     labels = torch.zeros(16, 1, dtype=torch.long)
-    loss = equilibrium_matching(label_distribution, x1, labels, torch.Generator().manual_seed(9))
+    settings = dict(generator=torch.Generator().manual_seed(9), optimal_transport=optimal_transport)
+    loss = equilibrium_matching(label_distribution, x1, labels, **settings)
     (gradient,) = torch.autograd.grad(loss, a)
 
     generator = torch.Generator().manual_seed(9)  # the same draws again
     x0 = torch.empty_like(x1).normal_(generator=generator)
-    x0 = x0[optimal_transport_pairing(x0, x1)]
+    x0 = x0[optimal_transport_pairing(x0, x1)] if optimal_transport else x0
     t = torch.rand(16, 1, 1, 1, generator=generator)
     x_t = (1 - t) * x0 + t * x1
     c = torch.minimum(torch.tensor(1.0), (1 - t) / 0.2)

@@ -37,6 +37,7 @@ class JemTrainingArguments(TrainingArguments):
     cross_entropy_rotation: float = _arg(0.0, "warm-up: degrees by which these are turned at most")
     cross_entropy_noise: float = _arg(0.0, "warm-up: standard deviation of noise on what that term sees")
     decay_start: float = _arg(0.8, "warm-up: time from which the target gradient falls to zero")
+    optimal_transport: bool = _arg(True, "warm-up: pair noise and images of a batch by it, blind to their labels")
 
     cd_weight: float = _arg(1.0, "joint_cd: weight of the contrastive divergence and its extra terms")
     cd_loss: str = _arg("difference", "joint_cd and jem: difference of log p, or logistic, see logistic_contrast")

@@ -29,7 +29,8 @@ def warmup(trainer: Trainer, model: torch.nn.Module, x: torch.Tensor, labels: to
     """Equilibrium Matching of the joint energy, without chains, and the classifier beside it."""
     args, generator = trainer.args, trainer.generator
     label_distribution, codes = partial(_label_distribution, trainer, model), trainer.encode(x)
-    matching = equilibrium_matching(label_distribution, codes, labels, generator, args.decay_start)
+    settings = (args.decay_start, args.optimal_transport)
+    matching = equilibrium_matching(label_distribution, codes, labels, generator, *settings)
     if args.cross_entropy_shift or args.cross_entropy_zoom > 1:
         x = random_shift(x, args.cross_entropy_shift, generator) if args.cross_entropy_shift else x
         if args.cross_entropy_zoom > 1:
@@ -189,6 +190,7 @@ def equilibrium_matching(
     labels: torch.Tensor,
     generator: torch.Generator | None = None,
     decay_start: float = 0.8,
+    optimal_transport: bool = True,
 ) -> torch.Tensor:
     """
     Equilibrium Matching (Wang and Du 2025, arXiv 2510.02300) of a joint energy, on random observed sets.
@@ -196,7 +198,11 @@ def equilibrium_matching(
     Where labels cannot be summed out all are observed, and those that are missing are drawn from `p(y | x_t, y_O)`.
 
     With noise x0, `x_t = (1 - t) x0 + t x1` and `c(t) = min(1, (1 - t) / (1 - decay_start))`, the mean over pixels of
-    `(grad_x log p~(x_t, y_O) - c(t) (x1 - x0))^2`. Noise and data are paired by optimal transport.
+    `(grad_x log p~(x_t, y_O) - c(t) (x1 - x0))^2`.
+
+    Noise and data of a batch are paired by optimal transport, which makes ways straight. Blind to labels it lets the
+    noise tell them, where images differ by label as a whole: what is asked for later is then at odds with the noise
+    that a chain starts from (Cheng and Schwing 2025, arXiv 2503.10636). Without it they are paired at random.
 
     Args:
         label_distribution: Function from images (B, C, H, W) to the distribution of their labels.
@@ -204,7 +210,8 @@ def equilibrium_matching(
         labels: (B, K), -1 where missing.
     """
     x0 = torch.empty_like(x1).normal_(generator=generator)
-    x0 = x0[optimal_transport_pairing(x0, x1)]
+    if optimal_transport:
+        x0 = x0[optimal_transport_pairing(x0, x1)]
     t = torch.rand(len(x1), 1, 1, 1, generator=generator, device=x1.device)
     x_t = torch.lerp(x0, x1, t).requires_grad_(True)
     distribution = label_distribution(x_t)
