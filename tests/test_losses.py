@@ -1,5 +1,6 @@
 """Losses against gradients worked out by hand."""
 
+import pytest
 import torch
 
 from jem_hf.models.heads_jem import cross_entropy
