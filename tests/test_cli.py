@@ -157,8 +157,10 @@ def test_predict_with_known_labels(trained):
 
 def test_predict(trained):
     Image.new("RGB", (40, 40), "red").save(trained / "red.png")
-    content = json.loads(jem_hf("predict", trained / "out", "red.png", "red.png", "--json", cwd=trained).stdout)
-    assert [item["image"] for item in content] == ["red.png", "red.png"]
+    Image.new("RGB", (40, 40), "red").save(trained / "again.png")
+    files = ("red.png", "again.png", "red.png")
+    content = json.loads(jem_hf("predict", trained / "out", *files, "--json", cwd=trained).stdout)
+    assert [item["image"] for item in content] == ["red.png", "again.png"]  # each once
     assert content[0]["energy"] == pytest.approx(content[1]["energy"], abs=1e-3)
     assert len(content[0]["probabilities"]) == 23
     assert "Eyeglasses" in jem_hf("predict", trained / "out", "red.png", cwd=trained).stdout
@@ -402,13 +404,16 @@ def test_what_comes_before_a_broken_file_is_printed(trained, colours):
 
 
 def test_memory_does_not_grow_with_the_number_of_photographs(tmp_path):
-    Image.effect_noise((100, 100), 60).resize((3000, 2000)).convert("RGB").save(tmp_path / "a.jpg")
+    photograph = Image.effect_noise((100, 100), 60).resize((3000, 2000)).convert("RGB")
+    for i in range(12):
+        photograph.save(tmp_path / f"{i}.png", compress_level=1)  # no format that is decoded at a part of its size
     code = f"""
 import resource
 from typer.testing import CliRunner
 from jem_hf.cli import app
 for num in (1, 12):
-    assert CliRunner().invoke(app, ["predict", "jem-avatars"] + num * ["{tmp_path / "a.jpg"}"]).exit_code == 0
+    files = [f"{tmp_path}/{{i}}.png" for i in range(num)]
+    assert CliRunner().invoke(app, ["predict", "jem-avatars", *files]).exit_code == 0
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
     one, many = map(int, subprocess.check_output([sys.executable, "-c", code]).split())

@@ -16,7 +16,7 @@ from ..data.sources import load_source
 from ..data.tables import is_table
 from ..models.image_processing_jem import JemImageProcessor, open_image, to_rgb
 
-OVERSAMPLING = 2  # how many times larger than what the model sees a JPEG is decoded at least
+OVERSAMPLING = 2  # how many times larger than what the model sees an image is kept at least
 
 
 class Batch(NamedTuple):
@@ -51,7 +51,7 @@ class Pictures(Dataset):
         images, errors = [], []
         for i in indices:
             try:
-                images.append(to_rgb(open_image(self._source(self.names[i]), min_size=self.min_size)))
+                images.append(self._read(self.names[i]))
                 errors.append(None)
             except ValueError as error:
                 errors.append(str(error))
@@ -75,6 +75,12 @@ class Pictures(Dataset):
         sampler = BatchSampler(range(len(self)), batch_size, drop_last=False)
         num_proc = min(num_proc, len(sampler) - 1)  # one batch needs no process
         yield from DataLoader(self, sampler=sampler, batch_size=None, num_workers=max(0, num_proc))
+
+    def _read(self, name: str) -> Image.Image:
+        """An image of about the size that is needed, so that a batch of photographs takes little memory."""
+        image = to_rgb(open_image(self._source(name), min_size=self.min_size))
+        factor = min(image.size) // self.min_size
+        return image.reduce(factor) if factor > 1 else image
 
     def _source(self, name: str) -> Path | bytes:
         place = self.places[name]
