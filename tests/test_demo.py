@@ -258,7 +258,7 @@ def test_reference_energies_of_avatars_are_those_of_new_avatars():
     quantiles = actions.report["test_energy_quantiles"]
     shares = sorted(share_below(energy, quantiles) for energy in energies.tolist())
     assert 0.25 < np.median(shares) < 0.75 and 0 <= shares[0] < 0.25 and 0.75 < shares[-1] <= 1
-    noise = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    noise = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         assert is_unusual(actions.pipeline.model(noise).energy.item(), quantiles)
 

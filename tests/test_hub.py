@@ -146,7 +146,7 @@ def test_trouble_on_the_way(hub, tmp_path):
     before = len(hub.server.requests)
     offline = python(cached + unknown, tmp_path, environment(tmp_path, hub.server.url, offline=True))
     unreachable = python(cached, tmp_path, environment(tmp_path, "http://127.0.0.1:9"))
-    assert all(result["sum"] == hub.sum and result["zoo"] == 32 for result in (offline, unreachable))
+    assert all(result["sum"] == hub.sum and result["zoo"] == 64 for result in (offline, unreachable))
     assert offline["repo"].startswith("OSError") and "cached files" in offline["repo"]
     assert len(hub.server.requests) == before
 

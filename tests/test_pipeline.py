@@ -190,4 +190,4 @@ def test_default_is_the_bundled_model():
         "Eyeglasses & Smiling & ~Beard", num_images=2, seed=0
     )
     assert all(same(a["image"], b["image"]) for a, b in zip(drawn, named))
-    assert drawn[0]["image"].size == (32, 32)
+    assert drawn[0]["image"].size == (64, 64)

@@ -17,7 +17,7 @@ TRAINED = [name for name in list_models() if (CARDS / name / "model.safetensors"
 def test_from_pretrained_takes_names_of_the_zoo():
     assert isinstance(JemModel.from_pretrained("jem-avatars"), JemModel)
     assert len(JemConfig.from_pretrained("jem-avatars").attributes) == 23
-    assert JemImageProcessor.from_pretrained("jem-avatars").crop_size.height == 32
+    assert JemImageProcessor.from_pretrained("jem-avatars").crop_size.height == 64
 
 
 def test_other_names_stay_as_they_are(tmp_path):
