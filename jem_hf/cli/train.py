@@ -26,7 +26,7 @@ def quickstart(
     num_images: Annotated[int, typer.Option(min=8, help="Images drawn for each kind of request.")] = 256,
     as_json: Json = False,
 ) -> None:
-    """Build data, train from scratch, evaluate, draw: under ten minutes on two cores."""
+    """Build data, train, evaluate, draw: under ten minutes on two cores."""
     shared.check_folder(output)
     start = time.time()
     overrides = {"output_dir": output, "max_steps": max_steps, "num_train": num_train}
