@@ -1,6 +1,6 @@
 """Heads and samplers side by side on avatars: `python training/heads_and_samplers.py --minutes 4`.
 
-Every head trains the network of the recipe quickstart for the same time, its steps being timed first; every sampler
+Every head trains the network of the recipe avatars-32 for the same time, its steps being timed first; every sampler
 draws from the product head. An oracle that learnt from real avatars judges the images. Prints two Markdown tables and
 keeps runs in --output, where a finished one stays.
 """
@@ -46,7 +46,7 @@ def train(head: str, splits: dict, folder: Path, minutes: float) -> float:
     """A model with this head, in `folder`; returns the number of its steps."""
 
     def trainer_of(**training):
-        recipe = load_recipe("quickstart")
+        recipe = load_recipe("avatars-32")
         for name, value in {"head": head, "output_dir": str(folder), **QUIET, **training}.items():
             recipe.override(name, value)
         return make_trainer(recipe, splits, {})
@@ -97,7 +97,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("runs/heads"))
     args = parser.parse_args()
 
-    recipe = load_recipe("quickstart")
+    recipe = load_recipe("avatars-32")
     splits, _ = load_splits(recipe.dataset, JemImageProcessor(**recipe.image_processor))
     train_split, test, novel = splits["train"], splits["test"], splits["novel"]
     judged, novel = with_half_of_novel(train_split, novel)
