@@ -195,7 +195,7 @@ def balance(args) -> dict:
     drawn, report = fill_combinations(model, thinned, [target, other], args.per_combination, oracle)
     labels = torch.full((len(drawn), len(model.config.attributes)), -1)
     for row, each in enumerate(drawn):
-        labels[row, k], labels[row, m] = each["labels"]
+        labels[row, k], labels[row, m] = (int(each["attributes"][name]) for name in (target, other))
     pictures = torch.stack([pil_to_tensor(each["image"]) for each in drawn]) if drawn else thinned.images[:0]
     filled = _joined(thinned, AttributeTensors(pictures, labels, thinned.attributes))
     results: dict[str, list] = {}

@@ -132,7 +132,7 @@ def test_comparison_of_a_model_with_itself_and_its_calibration(model, tensors):
     report, curves = compare_prediction(model, {"classifier": model}, tensors, test, num_resamples=20)
     probabilities, labels = predict(model, test.images)[0].softmax(-1).numpy(), test.labels.numpy()
     metrics, curve = (
-        prediction_metrics(probabilities, labels, test.attributes),
+        prediction_metrics(probabilities, labels, test.attributes, values=model.config.attribute_values),
         reliability_curve(probabilities, labels),
     )
     raw = report["baselines"]["classifier"]

@@ -241,8 +241,10 @@ def test_labels_are_numbered_as_in_the_model(tmp_path):
         for image, label in zip(splits["train"].images, splits["train"].labels[:, 0].tolist()):
             numbers.setdefault(int(image[0, 0, 0]), set()).add("none" if label < 0 else order[label])
     assert all(len(names) == 1 for names in numbers.values())
-    with pytest.raises(ValueError, match="'Color' has no value"):
-        load_splits(dataset, PROCESSOR, ["Color", "Hat"], {"Color": ["pink", "red"]})
+    splits, _ = load_splits(dataset, PROCESSOR, ["Color", "Hat"], {"Color": ["pink", "red"]})
+    assert set(splits["train"].labels[:, 0].tolist()) == {-1, 1}  # what the model does not know is missing
+    with pytest.raises(ValueError, match="'Color' has none of the values of that attribute"):
+        load_splits(dataset, PROCESSOR, ["Color", "Hat"], {"Color": ["pink", "violet"]})
     with pytest.raises(ValueError, match=r"'Color' has the values \['blue', .* in the model"):
         load_splits(dataset, PROCESSOR, ["Color", "Hat"], {})
     with pytest.raises(ValueError, match="unknown attribute 'Beard'"):

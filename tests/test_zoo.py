@@ -70,7 +70,7 @@ def test_a_damaged_file_is_refused(copied_zoo):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert JemConfig.from_pretrained("jem-avatars").image_size == 32
+    assert JemConfig.from_pretrained("jem-avatars").image_size == 64
     with pytest.raises(OSError, match=r"model\.safetensors is not the file that the card of 'jem-avatars' declares"):
         JemModel.from_pretrained("jem-avatars")
     JemModel.from_pretrained(copied_zoo / "jem-avatars")  # a folder is the user's own
@@ -79,7 +79,7 @@ def test_a_damaged_file_is_refused(copied_zoo):
 def test_adding_a_model_is_adding_a_folder(copied_zoo):
     shutil.copytree(copied_zoo / "jem-avatars", copied_zoo / "jem-mine")
     assert list_models() == ["jem-avatars", "jem-mine"]
-    assert JemModel.from_pretrained("jem-mine").config.image_size == 32
+    assert JemModel.from_pretrained("jem-mine").config.image_size == 64
 
 
 def test_weights_at_the_hub_repo_of_the_card(copied_zoo):

@@ -192,9 +192,10 @@ def _preset(dataset, name, names):
 
 def _common_values(dataset, values, listed, min_frequency):
     """The values that are frequent enough, of attributes that have at least two such, and some that are not."""
-    train = label_table(dataset.get("train", next(iter(dataset.values()))), values)
+    names = [name for name in values if name not in listed]
+    train = label_table(dataset.get("train", next(iter(dataset.values()))), names) if names else {}
     common = {}
-    for name in values.keys() - listed.keys():
+    for name in names:
         counts = {each["values"]: each["counts"] for each in train[name].value_counts().to_pylist()}
         num_rows = sum(count for label, count in counts.items() if label is not None)
         kept = [value for i, value in enumerate(values[name]) if counts.get(i, 0) >= min_frequency * num_rows]

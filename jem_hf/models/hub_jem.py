@@ -228,6 +228,6 @@ def _same_weights(one: Path, other: Path) -> bool:
         if not (one / path.name).is_file():
             return False
         a, b = load_file(one / path.name), load_file(path)
-        if a.keys() != b.keys() or not all(a[name].dtype == b[name].dtype and a[name].equal(b[name]) for name in a):
+        if a.keys() != b.keys() or not all(a[name].to(b[name].dtype).equal(b[name]) for name in a):
             return False
     return True

@@ -82,7 +82,7 @@ class JemModel(SamplingMixin, CheckedInputs, OnHub, CheckedWeights, PreTrainedMo
         self.backbone = create_backbone(config.backbone, size, channels, **settings)
         self.head = HEADS[config.head](self.backbone.head_hidden_size, config.num_values)
         self.label_prior = PairwiseLabelPrior(config.num_values)
-        self.outliers: Any = OutlierScore(num_scores(codes is not None)) if config.outlier_score else None
+        self.expect_outlier_score(bool(config.outlier_score))
         self.post_init()
         self.to_channels_last()
 
@@ -192,6 +192,14 @@ class JemModel(SamplingMixin, CheckedInputs, OnHub, CheckedWeights, PreTrainedMo
         """The share (B,), 0 to 1, of training images that are less strange than images (B, C, H, W) in [-1, 1]."""
         distance = self.outlier_distance(pixel_values)  # which says so where there is none
         return self.outliers.percentile(distance)
+
+    def expect_outlier_score(self, expect: bool = True) -> None:
+        """Have an outlier score, which [`fit_outlier_score`] fits, or none; one that is there already stays."""
+        self.config.outlier_score = expect
+        if not expect:
+            self.outliers: Any = None
+        elif getattr(self, "outliers", None) is None:
+            self.outliers = OutlierScore(num_scores(self.autoencoder is not None))
 
     @torch.no_grad()
     def fit_outlier_score(self, images: torch.Tensor, batch_size: int = 250) -> None:

@@ -157,8 +157,11 @@ def make_trainer(recipe: Recipe, splits: dict, values: dict, processor: JemImage
     novel = _novel_combinations(recipe.dataset.get("novel"), splits, attributes, values)
     torch.manual_seed(args.seed)
     if pretrained:
+        has_score = settings.pop("outlier_score", None)
         settings = {name: value for name, value in settings.items() if name not in NETWORK_FIELDS}
         model = load_resized(pretrained, splits["train"], values, novel, **settings)
+        if has_score is not None:
+            model.expect_outlier_score(has_score)
     else:
         image_size = next(iter(splits["train"]))["pixel_values"].shape[-1]
         settings = {"image_size": image_size, **settings}
