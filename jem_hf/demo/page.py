@@ -39,9 +39,9 @@ def create_page(model: str) -> gr.Blocks:
         )
         with gr.Tab("Make"):
             picture = _make(page, actions)
-        if len(actions.config.attributes) > 1:
-            with gr.Tab("Grid"):
-                _grid(actions)
+            if len(actions.config.attributes) > 1:
+                with gr.Accordion("A grid of two attributes", open=False):
+                    _grid(actions)
         with gr.Tab("Tag"):
             _tag(actions, picture)
         with gr.Tab("Edit"):
