@@ -22,6 +22,7 @@ from ..evaluation.judges import load_oracle
 from ..evaluation.prediction import predict as predict_images
 from ..metrics.thresholds import choose_thresholds, parse_rule
 from ..models.image_processing_jem import JemImageProcessor
+from ..models.modeling_jem import JemModel
 from ..training.splits import DEFAULT_SPLIT, load_evaluation_splits
 from .shared import (
     FIELDS,
@@ -73,10 +74,10 @@ def predict(
     """Attribute probabilities and energy of images, printed or as a table that goes on where it was interrupted."""
     if output is not None:
         check_folder(checked_path(output).parent)
-    config = load_model(model).config  # or an error that names what there is
-    thresholds = _thresholds(model, threshold, dataset, given)
+    network = load_model(model)
+    thresholds = _thresholds(network, model, threshold, dataset, given)
     if outlier_score is None:
-        outlier_score = output is None and bool(config.outlier_score)
+        outlier_score = output is None and network.has_outlier_score
     tagger = Tagger(model, thresholds=thresholds, given=given, outlier_score=outlier_score)
     pictures = find_pictures(images, tagger.processor)
     if output is None:
@@ -160,7 +161,7 @@ def balance(
     say(f"wrote {output}: load_dataset({str(output)!r}) loads it")
 
 
-def _thresholds(model: str, rule: str | None, dataset: str | None, given: str) -> dict[str, float]:
+def _thresholds(network: JemModel, model: str, rule: str | None, dataset: str | None, given: str) -> dict[str, float]:
     """Of binary attributes, by a rule; on the validation split of labelled images, else their test split."""
     kind, value = parse_rule(rule) if rule else ("none", 0.0)
     if kind in ("none", "fixed") and dataset is not None:
@@ -169,14 +170,13 @@ def _thresholds(model: str, rule: str | None, dataset: str | None, given: str) -
         )
     if kind == "none":
         return {}
-    network, processor = load_model(model), JemImageProcessor.from_pretrained(model)
     binary = [name for name, values in network.config.named_values.items() if values is None]
     if kind == "fixed":
         return dict.fromkeys(binary, value)
     if dataset is None or given:
         remedy = "leave --given out" if given else "name them with --dataset"
         raise ValueError(f"--threshold {rule} is chosen by labelled images of all kinds: {remedy}")
-    splits = load_evaluation_splits(dataset, processor, network.config)
+    splits = load_evaluation_splits(dataset, JemImageProcessor.from_pretrained(model), network.config)
     part = next(splits[name] for name in ("validation", "test", "train") if name in splits)
     logits = predict_images(network, part.images)[0]
     places = [network.config.attributes.index(name) for name in binary]

@@ -1,7 +1,7 @@
 """What is wrong with a data set: labels, gaps, strangers, copies, and combinations that are missing."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -47,18 +47,20 @@ class Audit:
             two were independent (`expected`), the largest first.
         calibration (`dict`): [`prediction_metrics`] of all labels that are present.
         is_out_of_sample (`bool`): Whether each label was judged by a model that had not learnt from it.
+        num_images (`dict[str, int]`): By split.
     """
 
     suspects: list[dict]
     combinations: list[dict]
     calibration: dict
     is_out_of_sample: bool
-    num_images: dict[str, int] = field(default_factory=dict)
+    num_images: dict[str, int]
 
     def summary(self) -> dict[str, Any]:
         """Counts, for machines."""
         issues = {issue: sum(each["issue"] == issue for each in self.suspects) for issue in ISSUES}
-        across = sum(each["issue"] == "near_duplicate" and self._is_across(each) for each in self.suspects)
+        copies = [(each["split"], each["other"].rpartition("/")[0]) for each in self.suspects if each["other"]]
+        across = sum(one != other for one, other in copies)
         return {
             "num_images": self.num_images,
             "num_issues": issues | {"near_duplicate_across_splits": across},
@@ -66,10 +68,6 @@ class Audit:
             "is_out_of_sample": self.is_out_of_sample,
             "calibration": {name: value for name, value in self.calibration.items() if name != "per_attribute"},
         }
-
-    @staticmethod
-    def _is_across(suspect: dict) -> bool:
-        return suspect["split"] != suspect["other"].rpartition("/")[0]
 
 
 def audit(

@@ -147,7 +147,6 @@ def write_extended(dataset, report: list[dict], folder: str | Path, model: str) 
     text = (
         f"# Extended by `{model}`\n\nImages with `synthetic` were drawn by a joint energy-based model for the "
         "`request` beside them, by `jem-hf balance`, and kept where a classifier that was trained on the photographs "
-        "alone saw "
-        f"all of it.\n\n{table}\n"
+        f"alone saw all of it.\n\n{table}\n"
     )
     (folder / "README.md").write_text(text)

@@ -48,11 +48,8 @@ class Tagger:
         outlier_score: bool = False,
     ):
         self.name, self.image_column, self.outlier_score = model, image_column, outlier_score
-        self.thresholds, self.config, self.weights = (
-            dict(thresholds or {}),
-            JemConfig.from_pretrained(model),
-            _hash(model),
-        )
+        self.config, self.weights = JemConfig.from_pretrained(model), _hash(model)
+        self.thresholds = dict(thresholds or {})
         self._loaded: tuple[JemModel, JemImageProcessor] | None = None
         self._process = os.getpid()
         binary = [name for name, values in self.config.named_values.items() if values is None]
