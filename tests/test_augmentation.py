@@ -1,6 +1,6 @@
 import torch
 
-from jem_hf.training.augmentation import augment, random_shift
+from jem_hf.training.augmentation import augment, random_placement, random_shift
 
 
 def test_augmentation_mirrors_and_blurs_about_half():
@@ -27,3 +27,22 @@ def test_random_shift_moves_each_image_and_repeats_edges():
         found.add((down, right))
     assert len(found) == 25
     assert torch.equal(random_shift(x, 0), x)
+
+
+def test_an_object_that_is_placed_elsewhere_is_never_cut():
+    """A dark square on white: its area tells how much smaller it is, its edges that all of it is there."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.ones(300, 1, 64, 64)
+    x[:, :, 4:60, 4:60] = -1
+    moved = random_placement(x, 1.5, 0.0, generator)
+    border = torch.cat([moved[:, 0, (0, -1)].flatten(1), moved[:, 0, :, (0, -1)].flatten(1)], dim=1)
+    assert border.min() > 0.999
+    area = ((1 - moved) / 2).sum((1, 2, 3)) / 56**2
+    assert area.min() > 1.5**-2 - 0.02 and area.max() < 1.02 and area.std() > 0.1
+    centre = ((1 - moved[:, 0]).sum(1) * torch.arange(64.0)).sum(1) / (1 - moved[:, 0]).sum((1, 2))
+    assert centre.std() > 2
+
+
+def test_a_placement_of_no_extent_changes_nothing():
+    x = torch.rand(3, 3, 16, 16)
+    assert torch.allclose(random_placement(x, 1.0, 0.0, torch.Generator()), x, atol=1e-5)

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from jem_hf import JemModel, JemTrainer, JemTrainingArguments
+from jem_hf.training import averaging
 from jem_hf.training.negatives import frozen
 from jem_hf.training.objectives import contrast, jem
 
@@ -317,3 +318,20 @@ def test_frozen_gives_parameters_and_mode_back(model, training):
 def test_wrong_arguments(tmp_path, kwargs, message):
     with pytest.raises(ValueError, match=message):
         arguments(tmp_path, **kwargs)
+
+
+def test_muon_takes_the_same_step_in_either_precision(monkeypatch):
+    """bfloat16 has three digits; and the library's own function is back after a step."""
+    generator, steps = torch.Generator().manual_seed(0), []
+    weight = torch.randn(24, 12, 3, 3, generator=generator)
+    gradient = torch.randn(24, 12, 3, 3, generator=generator)
+    orthogonal = averaging.muon.zeropower_via_newtonschulz
+    for is_native in (True, False):
+        monkeypatch.setattr(averaging, "has_native_bfloat16", lambda device, is_native=is_native: is_native)
+        parameter = torch.nn.Parameter(weight.clone())
+        parameter.grad = gradient.clone()
+        averaging.Muon([{"params": [parameter]}], lr=0.1).step()
+        steps.append((parameter.detach() - weight).flatten())
+    difference = (steps[0] - steps[1]).norm() / steps[1].norm()
+    assert 0 < difference < 0.03
+    assert averaging.muon.zeropower_via_newtonschulz is orthogonal

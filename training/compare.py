@@ -1,21 +1,26 @@
 """Warm-up against contrastive divergence at equal wall time: `python training/compare.py DATASET --minutes 5`.
 
 Every row trains the network of the recipe celeba-32 for the same time, its steps being timed first, and is judged as
-`jem-hf evaluate` does. Prints a Markdown table and keeps runs and results in --output, where a finished row stays.
+`jem-hf evaluate` does. With --density it is the energy of jem-celeba, in the codes of that model: one warm-up of
+--minutes, from which the rows go on for as long again; rows from scratch have both times. Prints a Markdown table and
+keeps runs and results in --output, where a finished row stays.
 """
 
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, stdev
 
+import torch
 from transformers import TrainerCallback
 
 from jem_hf.evaluation.evaluate import evaluate
+from jem_hf.evaluation.outliers import outlier_detection
 from jem_hf.evaluation.report import write_report
-from jem_hf.models.image_processing_jem import JemImageProcessor
+from jem_hf.models.image_processing_jem import JemImageProcessor, to_pixels
 from jem_hf.training.recipes import load_recipe, load_splits, make_trainer
 
 paper = load_recipe("paper-celeba")
@@ -49,7 +54,37 @@ ROWS = {
     "warm-up, CD from data, 20 steps": then_cd("data", 20),
     **{f"warm-up, CD from buffer, {n} steps": then_cd("buffer", n) for n in (5, 10, 20, 40)},
 }
-COLUMNS = {
+codes = load_recipe("jem-celeba").training
+BROKEN = {name: value for name, value in codes.items() if name.startswith(("chain", "cd_", "gibbs", "buffer"))} | {
+    "objective": "joint_cd",
+    "chain_free_steps": 0,
+    "warmup_weight": 1.0,
+}
+SQUARES = {"cd_loss": "difference", "energy_penalty": 1e-4}
+FROM_BUFFER = {"chain_start": "buffer", "buffer_size": 10_000, "buffer_blur": False}
+ADAM = {"muon": False, "learning_rate": 1e-4}
+LANGEVIN = {"sampler": "langevin", "num_inference_steps": 100, "step_size": 0.08, "noise_scale": 0.02}
+ALONE = (
+    BROKEN
+    | ADAM
+    | LANGEVIN
+    | {"warmup_weight": 0.0, "cd_weight": 1.0, "chain_random_steps": False, "chain_steps": 20, "guidance_scale": 1.0}
+)
+DENSITY_ROWS = {  # what goes on from the warm-up
+    "the warm-up goes on": {},
+    "logistic, broken pictures": BROKEN,
+    "squares, broken pictures": BROKEN | SQUARES,
+    "logistic, buffer": BROKEN | FROM_BUFFER,
+    "logistic, noise, 20 steps": BROKEN | {"chain_start": "noise", "chain_steps": 20, "chain_random_steps": False},
+}
+SCRATCH_ROWS = {  # what does without
+    "from scratch, terms and buffer of the paper": ALONE
+    | FROM_BUFFER
+    | {"cd_loss": "difference", "chain_steps": 40, "gibbs_every": 2, "kl_weight": 1.0, "entropy_weight": 0.3},
+    "from scratch, logistic, broken pictures": ALONE,
+    "from scratch, short-run": ALONE | SQUARES | {"chain_start": "noise"},
+}
+JUDGED = {
     "accuracy": lambda r: r["prediction"]["accuracy"],
     "AP": lambda r: r["prediction"]["ap"],
     "NLL": lambda r: r["prediction"]["nll"],
@@ -57,22 +92,39 @@ COLUMNS = {
     "agreement, every attribute": lambda r: r["generation"]["full"]["agreement"],
     "pairs and triples all right": lambda r: r["generation"]["seen"]["all_right"],
     "Fréchet distance": lambda r: r["generation"]["full"]["frechet_distance"]["samples"],
-    "AUROC noisy": lambda r: r["energy"]["noisy"]["auroc"],
-    "AUROC blurred": lambda r: r["energy"]["blurred"]["auroc"],
-    "AUROC upside down": lambda r: r["energy"]["upside_down"]["auroc"],
 }
+COLUMNS = JUDGED | {
+    f"AUROC {name.replace('_', ' ')}": lambda r, name=name: r["energy"][name]["auroc"]
+    for name in ("noisy", "blurred", "upside_down")
+}
+SETS = ("one_colour", "noisy", "blurred", "very_blurred", "shuffled", "upside_down", "inverted", "avatars", "others")
+DENSITY_COLUMNS = JUDGED | {
+    "held-out all right": lambda r: r["generation"]["novel"]["all_right"],
+    "kernel distance": lambda r: r["generation"]["full"]["kernel_distance"]["samples"],
+    **{f"log p, {n.replace('_', ' ')}": lambda r, n=n: r["energy"].get(n, {}).get("log_p_auroc") for n in SETS},
+    **{f"score, {n.replace('_', ' ')}": lambda r, n=n: r["energy"].get(n, {}).get("auroc") for n in SETS},
+}
+
+
+@dataclass
+class Contest:
+    """What all rows of a table share: recipe and data."""
+
+    recipe: str
+    splits: dict
+    values: dict
+    settings: dict  # over those of the recipe
+    others: torch.Tensor | None = None  # images (N, C, H, W) of something else
+
+    def trainer(self, settings: dict, output_dir: Path, **training):
+        recipe = load_recipe(self.recipe)
+        for name, value in {**self.settings, **settings, **training, "output_dir": str(output_dir)}.items():
+            recipe.override(name, value)
+        return make_trainer(recipe, self.splits, self.values)
 
 
 CD_SHARE = 0.4
 QUIET = {"eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "sample_grid": 0}
-
-
-def recipe_of(settings: dict, output_dir: Path, **training):
-    """The recipe celeba-32 with the settings of a row."""
-    recipe = load_recipe("celeba-32")
-    for name, value in {**settings, **training, "output_dir": str(output_dir)}.items():
-        recipe.override(name, value)
-    return recipe
 
 
 class StepTimes(TrainerCallback):
@@ -85,55 +137,99 @@ class StepTimes(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def seconds_a_step(settings: dict, splits: dict, output_dir: Path, num_steps: int = 12) -> float:
+def seconds_a_step(contest: Contest, settings: dict, output_dir: Path, num_steps: int = 12) -> float:
     """Median time of a training step, the first half left out."""
     times = StepTimes()
-    recipe = recipe_of(settings, output_dir, max_steps=num_steps, chain_free_steps=0, **QUIET)
-    trainer = make_trainer(recipe, splits, {})
+    trainer = contest.trainer(settings, output_dir, max_steps=num_steps, chain_free_steps=0, **QUIET)
     trainer.add_callback(times)
     trainer.train()
     return median(end - start for start, end in pairwise(times.ends[num_steps // 2 - 1 :]))
 
 
-def run(settings: dict, splits: dict, output_dir: Path, minutes: float) -> dict:
-    """Train one row for as many steps as fit into the time, and evaluate it."""
+def train(contest: Contest, settings: dict, output_dir: Path, minutes: float, seed: int = 0):
+    """The trainer of one row after as many steps as fit into the time, and the minutes that it took."""
     seconds, steps = 60 * minutes, {}
-    mixed = settings.get("warmup_weight")
-    if mixed:
-        steps["chain_free_steps"] = int((1 - CD_SHARE) * seconds / seconds_a_step({}, splits, output_dir))
+    if settings.get("warmup_weight") and "from_pretrained" not in settings:
+        steps["chain_free_steps"] = int((1 - CD_SHARE) * seconds / seconds_a_step(contest, {}, output_dir))
         seconds *= CD_SHARE
-    steps["max_steps"] = steps.get("chain_free_steps", 0) + int(seconds / seconds_a_step(settings, splits, output_dir))
-    recipe = recipe_of(settings, output_dir, max_minutes=1.1 * minutes, **steps, **QUIET)
-    trainer = make_trainer(recipe, splits, {})
+    num_steps = int(seconds / seconds_a_step(contest, settings, output_dir))
+    steps["max_steps"] = steps.get("chain_free_steps", 0) + num_steps
+    trainer = contest.trainer(settings, output_dir, max_minutes=1.1 * minutes, seed=seed, **steps, **QUIET)
     start = time.perf_counter()
     trainer.train()
     spent = (time.perf_counter() - start) / 60
     trainer.save_model()
-    report, pictures = evaluate(trainer.ema.module, splits, num_images=192, num_cas=0)
-    write_report(report, pictures, output_dir, trainer.model.config)
+    return trainer, spent
+
+
+def run(contest: Contest, settings: dict, output_dir: Path, minutes: float, seed: int = 0) -> dict:
+    """Train one row and evaluate it."""
+    trainer, spent = train(contest, settings, output_dir, minutes, seed)
+    model = trainer.ema.module.eval()
+    report, pictures = evaluate(model, contest.splits, num_images=192, num_cas=0, baselines=False)
+    report["energy"] |= outlier_detection(model, contest.splits["test"].images, others=contest.others, num_avatars=0)
+    write_report(report, pictures, output_dir, model.config)
     return {"minutes": spent, "steps": trainer.state.global_step, **report}
+
+
+def contest_of_codes(args) -> tuple[Contest, dict, dict]:
+    """The energy of jem-celeba after a warm-up, the rows that go on from it, and the minutes of each."""
+    recipe = load_recipe("jem-celeba", {"name_or_path": args.dataset})
+    processor = JemImageProcessor(**recipe.image_processor)
+    splits, values = load_splits(recipe.dataset, processor)
+    contest = Contest("jem-celeba", splits, values, {"autoencoder": "jem-celeba", "optimal_transport": False})
+    if args.others:
+        images = load_splits({"name_or_path": args.others}, processor)[0]["test"].images
+        contest.others = to_pixels(images[:300])
+    first = args.output / "warm-up"
+    if not (first / "model.safetensors").exists():
+        train(contest, {"objective": "warmup"}, first, args.minutes)
+    going_on = {"from_pretrained": str(first), "learning_rate": 5e-4, "objective": "warmup"}
+    rows = {name: going_on | settings for name, settings in DENSITY_ROWS.items()} | SCRATCH_ROWS
+    return contest, rows, {name: args.minutes * (1 + (name in SCRATCH_ROWS)) for name in rows}
+
+
+def contest_of_pixels(args) -> tuple[Contest, dict, dict]:
+    recipe = load_recipe("celeba-32", {"name_or_path": args.dataset})
+    splits, values = load_splits(recipe.dataset, JemImageProcessor(**recipe.image_processor))
+    return Contest("celeba-32", splits, values, {}), ROWS, dict.fromkeys(ROWS, args.minutes)
+
+
+def cell(values: list) -> str:
+    """Mean and spread over seeds; "-" where a row has no such number."""
+    if None in values:
+        return "-"
+    return f"{mean(values):.4g}" + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", help="CelebA: a folder or Hub id")
+    parser.add_argument(
+        "--density", action="store_true", help="energies of codes, and what they are worth as densities"
+    )
     parser.add_argument("--minutes", type=float, default=5.0, help="training time of a row")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--rows", nargs="+", help="of the table; all if not given")
+    parser.add_argument("--others", help="--density: a folder of something else, the set 'others'")
     parser.add_argument("--output", type=Path, default=Path("runs/compare"))
     args = parser.parse_args()
 
-    recipe = load_recipe("celeba-32", {"name_or_path": args.dataset})
-    splits, _ = load_splits(recipe.dataset, JemImageProcessor(**recipe.image_processor))
-    print("| training | minutes | steps | " + " | ".join(COLUMNS) + " |")
-    print("|---|" + "---:|" * (2 + len(COLUMNS)))
-    for name, settings in ROWS.items():
-        folder = args.output / name.replace(" ", "-").replace(",", "")
-        file = folder / "result.json"
-        if not file.exists():
-            result = run(settings, splits, folder, args.minutes)
-            file.write_text(json.dumps(result))
-        result = json.loads(file.read_text())
-        cells = [f"{column(result):.4g}" for column in COLUMNS.values()]
-        print(f"| {name} | {result['minutes']:.1f} | {result['steps']} | " + " | ".join(cells) + " |", flush=True)
+    contest, rows, minutes = (contest_of_codes if args.density else contest_of_pixels)(args)
+    columns = DENSITY_COLUMNS if args.density else COLUMNS
+    print("| training | minutes | steps | " + " | ".join(columns) + " |")
+    print("|---|" + "---:|" * (2 + len(columns)))
+    for name in args.rows or rows:
+        results = []
+        for seed in range(args.seeds):
+            folder = args.output / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+            file = folder / "result.json"
+            if not file.exists():
+                file.write_text(json.dumps(run(contest, rows[name], folder, minutes[name], seed)))
+            results.append(json.loads(file.read_text()))
+        cells = [cell([each[key] for each in results]) for key in ("minutes", "steps")]
+        cells += [cell([column(each) for each in results]) for column in columns.values()]
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

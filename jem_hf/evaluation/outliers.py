@@ -30,7 +30,9 @@ def outlier_sets(images: torch.Tensor) -> dict[str, Callable[[torch.Tensor], tor
     }
 
 
-def outlier_detection(model: JemModel, images: torch.Tensor, num: int = 500, num_avatars: int = 300) -> dict:
+def outlier_detection(
+    model: JemModel, images: torch.Tensor, num: int = 500, num_avatars: int = 300, others: torch.Tensor | None = None
+) -> dict:
     """
     How well a model tells real images from outliers.
 
@@ -38,18 +40,21 @@ def outlier_detection(model: JemModel, images: torch.Tensor, num: int = 500, num
         images (`torch.Tensor` of shape (N, C, H, W)): Real ones, uint8.
         num (`int`): Of them that are looked at, and of each kind of outlier.
         num_avatars (`int`): Cartoon faces among the outliers; 0 leaves them out.
+        others (`torch.Tensor` of shape (M, C, H, W), *optional*): Images of something else, in [-1, 1].
 
     Returns:
         For each set "log_p_auroc", by `log p(x)`, and where the model has an outlier score "auroc" by it and "fpr95",
         the share of outliers that pass where 95% of the real images do; without one "auroc" is by `log p(x)` too. The
-        sets: what [`outlier_sets`] makes of the images, and "avatars", unless the model knows avatars, has no three
-        colour channels, or the packages that draw them are not there.
+        sets: what [`outlier_sets`] makes of the images, "others" if given, and "avatars", unless the model knows
+        avatars, has no three colour channels, or the packages that draw them are not there.
     """
     real = to_pixels(images[:num])
     outliers = {name: torch.cat([change(x) for x in real.split(250)]) for name, change in outlier_sets(real).items()}
     avatars = _avatars(model.config, min(num_avatars, len(real)))
     if avatars is not None:
         outliers["avatars"] = to_pixels(avatars)
+    if others is not None:
+        outliers["others"] = others
     score = _distances if model.has_outlier_score else _surprise
     of_real, by_log_p = score(model, real), _surprise(model, real)
     report = {}

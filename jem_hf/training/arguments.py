@@ -73,6 +73,8 @@ class JemTrainingArguments(TrainingArguments):
 
     teacher: str = _arg("", "trained model (zoo name, Hub id or folder) that gives missing labels, see Teacher")
     horizontal_flip: bool = _arg(True, "mirror half of the training images")
+    zoom: float = _arg(1.0, "times by which training images are smaller at most, for objects on a plain ground")
+    rotation: float = _arg(0.0, "degrees by which these are turned at most")
     ema_decay: float = _arg(0.999, "decay of the moving average of the weights, which is what is saved")
     muon: bool = _arg(True, "Muon for the backbone's matrices and convolutions, AdamW for the rest; false: optim")
     lr_drop_step: int = _arg(0, "step from which the learning rate is multiplied by lr_drop_factor; 0: never")

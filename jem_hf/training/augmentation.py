@@ -1,7 +1,5 @@
 """Random changes of images that leave their labels alone."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
@@ -51,10 +49,28 @@ def random_crop(
     """
     stays, scale, angle, *way = torch.rand(5, len(x), generator=generator, device=x.device)
     scale = zoom ** (1.1 * scale - 0.1)
-    angle = (2 * angle - 1) * math.radians(rotation)
-    cos, sin = scale * angle.cos(), scale * angle.sin()
-    right, down = ((2 * each - 1) * 0.2 for each in way)
-    turn = torch.stack([torch.stack([cos, -sin, right], 1), torch.stack([sin, cos, down], 1)], 1)
-    grid = F.affine_grid(turn, list(x.shape), align_corners=False)
-    moved = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    shift = [(2 * each - 1) * 0.2 for each in way]
+    moved = _moved(x, scale, (2 * angle - 1) * rotation, shift, "reflection")
     return torch.where(stays[:, None, None, None] < 0.5, x, moved)
+
+
+def random_placement(
+    x: torch.Tensor, zoom: float, rotation: float = 0.0, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """
+    Each image of (B, C, H, W) smaller by up to `zoom` times, turned by up to `rotation` degrees, and moved as far as
+    it stays inside; its edges, the plain ground of an object, are repeated.
+    """
+    scale, angle, *way = torch.rand(4, len(x), generator=generator, device=x.device)
+    scale = zoom**scale
+    shift = [(2 * each - 1) * (scale - 1) for each in way]
+    return _moved(x, scale, (2 * angle - 1) * rotation, shift, "border")
+
+
+def _moved(x, scale, degrees, shift, padding_mode):
+    """Images (B, C, H, W) `scale` (B,) times smaller, turned, and moved by a share (B,) of half of their size."""
+    angle = torch.deg2rad(degrees)
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    turn = torch.stack([torch.stack([cos, -sin, shift[0]], 1), torch.stack([sin, cos, shift[1]], 1)], 1)
+    grid = F.affine_grid(turn, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode=padding_mode, align_corners=False)
