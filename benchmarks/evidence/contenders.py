@@ -58,7 +58,8 @@ class Contender:
 
     def logits(self, pixels: torch.Tensor) -> torch.Tensor:
         """`log p(y_k | x)` (B, K, V) of images (B, C, H, W) in [-1, 1]; differentiable but where labels interact."""
-        each = [model.label_distribution(model.encode(pixels)).marginal_logits()[0] for model in self._all()]
+        codes = self.models[0].encode(pixels)  # all have the same autoencoder
+        each = [model.label_distribution(codes).marginal_logits()[0] for model in self.models * self.num_passes]
         mean = torch.stack([logits.log_softmax(-1) for logits in each]).logsumexp(0)
         logits = mean.log_softmax(-1)
         return self.scaling(logits) if self.scaling else logits
@@ -74,9 +75,6 @@ class Contender:
     def nll(self, data: AttributeTensors) -> float:
         log_p = self.predict(data.images).log_softmax(-1).gather(-1, data.labels.clamp(min=0)[..., None])[..., 0]
         return -log_p[data.labels >= 0].mean().item()
-
-    def _all(self):
-        return self.models * self.num_passes
 
 
 def train_model(base: JemModel, data: AttributeTensors, settings: dict, num_steps: int, seed: int) -> JemModel:

@@ -1,4 +1,4 @@
-"""Six figures of the numbers that run.py wrote: a mean over seeds, and a band from the least to the most."""
+"""Six figures of the numbers that evidence.py wrote: a mean over seeds, and a band from the least to the most."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -220,7 +220,7 @@ def _some(labels: torch.Tensor, number: int, seed: int) -> torch.Tensor:
 
 
 def _features(p: torch.Tensor, known: torch.Tensor) -> np.ndarray:
-    return torch.cat([p, known.float().masked_fill(known < 0, torch.nan)], dim=1).numpy()
+    return torch.cat([p, known], dim=1).numpy()
 
 
 # 5. Combinations never seen

@@ -1,5 +1,5 @@
 """
-Six trials of one joint energy beside classifiers of the same network and codes: `python run.py DATASET --model MODEL`.
+Six trials of joint energies beside classifiers of the same network: `python evidence.py DATASET --model MODEL`.
 
 Energies and classifiers are trained from scratch on the codes of MODEL, which gives its autoencoder and settings.
 Numbers go to --output, one file a seed and trial, and what is there stays; figures.py draws them. --quick is a trial
@@ -27,6 +27,8 @@ from jem_hf.models.image_processing_jem import to_pixels
 from jem_hf.training.splits import load_evaluation_splits, load_splits
 
 TRIALS = ("few_labels", "shift", "outliers", "known_labels", "combinations", "attacks")
+
+SIZES = {"steps": (2000, 60), "seeds": (3, 1), "num_images": (1000, 64)}  # usual, quick
 
 
 def load_data(args, model: JemModel) -> Data:
@@ -92,14 +94,15 @@ def main():
     parser.add_argument("--trials", nargs="+", default=TRIALS, choices=TRIALS)
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
     parser.add_argument("--others", nargs="*", default=[], help="folders of images of something else")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--num-images", type=int, default=1000)
-    parser.add_argument("--quick", action="store_true", help="30 steps, 64 images, one seed")
+    parser.add_argument("--steps", type=int, help="of training an energy; classifiers take up to as many")
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--num-images", type=int, help="that a trial looks at")
+    parser.add_argument("--quick", action="store_true", help="small defaults for these, and two shares of labels")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    if args.quick:
-        args.steps, args.num_images, args.seeds = 30, 64, 1
+    for name, (usual, quick) in SIZES.items():
+        if getattr(args, name) is None:
+            setattr(args, name, quick if args.quick else usual)
     reports = [run(args, seed) for seed in range(args.seeds)]
     write_figures(reports, args.output)
 
