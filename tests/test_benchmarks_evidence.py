@@ -51,9 +51,8 @@ def test_six_trials(scripts, tiny, tmp_path, monkeypatch):
     command = "evidence.py data --model tiny --quick --steps 2 --num-images 16 --output out"
     monkeypatch.setattr(sys, "argv", command.split())
     scripts["evidence"].main()
-    found = {
-        name: json.loads((tmp_path / "out" / f"{name}-0.json").read_text()) for name in scripts["evidence"].TRIALS
-    }
+    out = tmp_path / "out"
+    found = {name: json.loads((out / f"{name}-0.json").read_text()) for name in scripts["evidence"].TRIALS}
     assert set(found["few_labels"]) == {"labels", "images"}
     assert {"joint", "classifier", "classifier, temperature"} <= found["few_labels"]["labels"].keys()
     shifted = found["shift"]["strengths"]
