@@ -1,6 +1,7 @@
-"""What tagging, auditing and balancing are worth: `python benchmarks/curation.py tag|audit|duplicates|balance ...`.
+"""What curation is worth: `python benchmarks/curation.py tag|kill|audit|duplicates|balance ...`.
 
 tag: 10,000 JPEGs, beside a pipeline of transformers with the same model and beside the JPEG decoder alone.
+kill: tagging is killed half way and called again; and its memory for pictures of 12 megapixels.
 audit: labels that were flipped are looked for, beside cleanlab (`pip install cleanlab`).
 duplicates: 200 copies are planted among images, re-encoded, shifted by a pixel or 5% brighter.
 balance: a classifier with and without drawn images of three combinations that were thinned, beside reweighting.
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image, ImageEnhance
 from torch.nn import functional as F
@@ -38,13 +40,7 @@ def tag(args) -> dict:
     """Images a second of each way, in processes of their own, in turns; and the peak memory of ours."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "images").mkdir()
-        for i in range(200):  # as many as differ; the rest are copies
-            face = render(i, seed=77)[0].resize((500, 500), Image.Resampling.BICUBIC)
-            noise = Image.effect_noise((500, 500), 12).convert("RGB")  # what a camera leaves, or JPEG decodes too fast
-            face = Image.blend(face.convert("RGB"), noise, 0.1)
-            for copy in range(i, args.num_images, 200):
-                face.save(folder / "images" / f"{copy}.jpg", quality=90)
+        write_jpegs(folder / "images", args.num_images)
         ways = {
             "jem-hf predict": f"""
 from jem_hf.cli import app
@@ -80,6 +76,39 @@ if __name__ == "__main__":
                 rates[each].append(round(args.num_images / (_seconds(code, folder) - starts.get(each, 0)), 1))
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
     return {"images_per_second": rates, "seconds_of_start": starts, "peak_mib_of_one_process": peak}
+
+
+def write_jpegs(folder: Path, num_images: int, size: tuple[int, int] = (500, 500)) -> None:
+    folder.mkdir()
+    for i in range(min(200, num_images)):  # as many as differ; the rest are copies
+        face = render(i, seed=77)[0].resize(size, Image.Resampling.BICUBIC)
+        noise = Image.effect_noise(size, 12).convert("RGB")  # what a camera leaves, or JPEG decodes too fast
+        face = Image.blend(face.convert("RGB"), noise, 0.1)
+        for copy in range(i, num_images, 200):
+            face.save(folder / f"{copy}.jpg", quality=90)
+
+
+def kill(args) -> dict:
+    """Rows after a killed and a second call; and the peak memory of tagging a sixtieth as many of 12 megapixels."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_jpegs(folder / "images", args.num_images)
+        command = [sys.executable, "-c", "from jem_hf.cli import app; app()", "predict", args.model]
+        command += ["images", "-o", "tags.parquet"]
+        first = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
+        parts, half = folder / "tags.parquet.parts", 0
+        while first.poll() is None and half < args.num_images // 2:
+            time.sleep(0.1)
+            half = sum(len(pd.read_parquet(part)) for part in parts.glob("*.parquet"))
+        first.kill(), first.wait()
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        paths = pd.read_parquet(folder / "tags.parquet")["path"]
+        report = {"killed_after": half, "rows": len(paths), "twice": int(paths.duplicated().sum())}
+        write_jpegs(folder / "large", args.num_images // 60, (4000, 3000))
+        command[-3:] = ["large", "-o", "large.parquet"]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+        return report | {"peak_mib_of_one_process_at_12_megapixels": peak}
 
 
 def _seconds(code: str, folder: Path) -> float:
@@ -249,7 +278,7 @@ def _splits(args, model: JemModel) -> dict[str, AttributeTensors]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=[each.__name__ for each in (tag, audit, duplicates, balance)])
+    parser.add_argument("what", choices=[each.__name__ for each in (tag, kill, audit, duplicates, balance)])
     parser.add_argument("--model", default="jem-avatars")
     parser.add_argument("--dataset", default="avatars")
     parser.add_argument("--num-images", type=int, default=10_000)
@@ -263,8 +292,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    result = globals()[args.what](args)
-    print(json.dumps(result, indent=2))
+    print(json.dumps(globals()[args.what](args), indent=2))
 
 
 if __name__ == "__main__":

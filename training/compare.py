@@ -124,6 +124,7 @@ class Contest:
 
 
 CD_SHARE = 0.4
+JUDGES = {"oracle_epochs": 3, "feature_epochs": 3}  # the rows are compared with each other
 QUIET = {"eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "sample_grid": 0}
 
 
@@ -166,7 +167,7 @@ def run(contest: Contest, settings: dict, output_dir: Path, minutes: float, seed
     """Train one row and evaluate it."""
     trainer, spent = train(contest, settings, output_dir, minutes, seed)
     model = trainer.ema.module.eval()
-    report, pictures = evaluate(model, contest.splits, num_images=192, num_cas=0, baselines=False)
+    report, pictures = evaluate(model, contest.splits, num_images=192, num_cas=0, baselines=False, **JUDGES)
     report["energy"] |= outlier_detection(model, contest.splits["test"].images, others=contest.others, num_avatars=0)
     write_report(report, pictures, output_dir, model.config)
     return {"minutes": spent, "steps": trainer.state.global_step, **report}
