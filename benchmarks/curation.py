@@ -33,6 +33,7 @@ from jem_hf.data.avatars import render
 from jem_hf.evaluation.judges import Oracle, load_oracle
 from jem_hf.models.image_processing_jem import to_pixels
 from jem_hf.training.augmentation import augment, random_shift
+from jem_hf.training.devices import has_native_bfloat16
 from jem_hf.training.splits import load_evaluation_splits
 
 
@@ -262,7 +263,7 @@ def _classify(train, k: int, m: int, weighted: bool, seed: int, num_epochs: int,
     for _ in range(num_epochs):
         for rows in torch.randperm(len(y)).split(64):
             x = to_pixels(random_shift(augment(train.images[rows], flip=True, blur=False), 2))
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=has_native_bfloat16()):
                 logits = network(x)[:, 0]
             loss = (weights[rows] * F.cross_entropy(logits.float(), y[rows], reduction="none")).mean()
             optimizer.zero_grad()

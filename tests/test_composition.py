@@ -122,7 +122,7 @@ def test_every_sampler_by_name(sampler, pipe):
         ({"sampler": "hmcc"}, "did you mean 'hmc'"),
         ({"sampler": "mala"}, "needs step_size"),
         ({"sampler": "hmc", "sampler_kwargs": {"step": 1}}, "no argument 'step'"),
-        ({"sampler": "flow", "sampler_kwargs": {"temperature": 1}}, "no argument 'temperature'"),
+        ({"sampler": "flow", "sampler_kwargs": {"num_leapfrog": 1}}, "no argument 'num_leapfrog'"),
         ({"strength": 0.5}, "only with an image"),
         ({"image": Image.new("RGB", (8, 8)), "strength": 1.5}, "strength is above 0"),
         ({"image": Image.new("RGB", (8, 8)), "to": "Hat"}, "to goes with requests alone"),
@@ -205,6 +205,24 @@ def test_in_painting_keeps_what_is_known(model, x):
     known = ~mask.expand_as(x)
     torch.testing.assert_close(filled[known], x[known])
     assert (filled[~known] - x[~known]).abs().mean() > 0.05
+
+
+def test_a_temperature_is_for_drawing_and_no_edit_goes_astray_by_it(model, x):
+    """Same start: chains with noise part, and by the same seed they do not; edits are those of a cold flow."""
+    asked, start = torch.tensor([[1, -1, 0]]).expand(3, -1), torch.randn(3, 3, 8, 8)
+
+    def drawn(seed):
+        return model.generate(asked, noise=start, generator=torch.Generator().manual_seed(seed))[0]
+
+    def edited():
+        return model.edit(x, asked, noise=start, generator=torch.Generator().manual_seed(0))[0]
+
+    model.config.free_attributes = "marginalise"
+    assert torch.equal(drawn(0), drawn(1))
+    cold = edited()
+    model.config.flow_temperature, model.config.flow_time = 0.5, 3.2
+    assert torch.equal(drawn(0), drawn(0)) and not torch.allclose(drawn(0), drawn(1), atol=0.05)
+    torch.testing.assert_close(edited(), cold)
 
 
 def test_edits_by_the_pipeline(pipe, model):

@@ -26,6 +26,7 @@ def seeded(seed=0):
         (langevin, dict(step_size=0.5, temperature=2.0), 2 / (1 - 0.25)),
         (langevin, dict(step_size=0.5, noise_scale=0.7), 0.49 / (1 - 0.25)),
         (langevin, dict(step_size=0.5, noise_scale=0.7, temperature=2.0), 0.98 / (1 - 0.25)),
+        (flow, dict(step_size=0.5, temperature=2.0), 2 / (1 - 0.25)),
         (mala, dict(step_size=1.0), 1.0),
         (mala, dict(step_size=1.0, temperature=0.5), 0.5),
         (hmc, dict(step_size=1.5, num_leapfrog=4), 1.0),

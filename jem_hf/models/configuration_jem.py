@@ -12,7 +12,8 @@ from .hub_jem import IS_REMOTE_CODE, OnHub
 from .values_jem import BINARY, LARGEST, as_choice, as_float, label_of, value_of
 
 SMALLEST = {
-    **dict(image_size=1, num_channels=1, num_inference_steps=1, flow_time=0, step_size=0, noise_scale=0),
+    **dict(image_size=1, num_channels=1, num_inference_steps=1, flow_time=0, flow_temperature=0, step_size=0),
+    "noise_scale": 0,
     "guidance_scale": -LARGEST,
 }
 CHOICES = {
@@ -50,6 +51,9 @@ class JemConfig(OnHub, PreTrainedConfig):
             `"langevin"` (the paper's chain from uniform noise, for energies trained by contrastive divergence).
         num_inference_steps (`int`, defaults to 16): Steps of the generating chain.
         flow_time (`float`, defaults to 1.6): Sum of the step sizes of the flow.
+        flow_temperature (`float`, defaults to 0.0):
+            Of the flow at its start, falling to 0: noise that makes details of what is a blend without it, and wants
+            more steps and twice the time or more.
         step_size (`float`, defaults to 4.0): Step of the Langevin chain, in pixels of [-1, 1] or codes.
         noise_scale (`float`, defaults to 0.002): Noise of the Langevin chain, in pixels of [-1, 1] or codes.
         guidance_scale (`float`, defaults to 2.0): g in `log p(x) + g log p(y|x)`.
@@ -82,6 +86,7 @@ class JemConfig(OnHub, PreTrainedConfig):
     sampler: str = "flow"
     num_inference_steps: int = 16
     flow_time: float | int = 1.6
+    flow_temperature: float | int = 0.0
     step_size: float | int = 4.0
     noise_scale: float | int = 0.002
     guidance_scale: float | int = 2.0

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .chains_jem import Schedule, progress_of
+from .chains_jem import Schedule, linear, progress_of
 from .configuration_jem import CHOICES, JemConfig
 from .label_distributions_jem import LabelDistribution
 from .label_prior_jem import PairwiseLabelPrior
@@ -19,18 +19,18 @@ from .values_jem import as_choice, as_float, as_int
 class Edits(NamedTuple):
     """
     How images are edited: the share of noise at the start, what the scales of what is asked for and of all others are,
-    and how many times as many steps as a drawing it takes from pure noise, for so steep an energy overshoots in longer
-    ones. docs/how_to_edit.md has the measurements.
+    and how many steps it takes from pure noise, for so steep an energy overshoots in longer ones. docs/how_to_edit.md
+    has the measurements.
     """
 
     strength: float
     guidance_scale: float
     hold_scale: float
-    steps: float
+    steps: int
 
 
-EDITS_OF_PIXELS = Edits(0.5, 32.0, 2.0, 1.5)
-EDITS_OF_CODES = Edits(0.7, 64.0, 4.0, 2.25)
+EDITS_OF_PIXELS = Edits(0.5, 32.0, 2.0, 24)
+EDITS_OF_CODES = Edits(0.7, 64.0, 4.0, 36)
 
 
 class SamplingMixin:
@@ -220,7 +220,10 @@ class SamplingMixin:
         num_steps = as_int("num_inference_steps", config.num_inference_steps if num_steps is None else num_steps)
         scale = as_float("guidance_scale", config.guidance_scale if guidance_scale is None else guidance_scale)
         defaults: dict[str, dict] = {
-            "flow": {"step_size": flow_steps(num_steps, config.flow_time)},
+            "flow": {
+                "step_size": flow_steps(num_steps, config.flow_time),
+                "temperature": linear(config.flow_temperature, 0.0),
+            },
             "langevin": {"step_size": config.step_size, "noise_scale": config.noise_scale},
         }
         if self.bounds is not None:
@@ -243,9 +246,12 @@ class SamplingMixin:
         self, strength: float | None, masked: bool, num_steps: int | None = None, guidance_scale: float | None = None
     ) -> dict:
         """Arguments of [`run_chain`](sampling_jem.py) for [`edit`]: the end of a chain, from this much noise on."""
-        if num_steps is None and not masked and self.config.sampler == "flow":
-            num_steps = round(self.edits.steps * self.config.num_inference_steps)
-        settings = self.chain_settings(num_steps, guidance_scale)
+        config, kwargs = self.config, None
+        if config.sampler == "flow" and not masked:
+            num_steps = num_steps or self.edits.steps
+            if config.flow_temperature:  # what is kept of an image would be lost in its noise
+                kwargs = {"step_size": flow_steps(num_steps), "temperature": 0.0}
+        settings = self.chain_settings(num_steps, guidance_scale, sampler_kwargs=kwargs)
         way, at_data = self._way(settings)
         strength = 1.0 if masked else self.edits.strength if strength is None else strength
         done = [share for share in way[:-1] if share <= (1 - strength) * at_data]
@@ -271,7 +277,7 @@ class SamplingMixin:
         num_steps, size = settings["num_steps"], settings["step_size"]
         sizes = [size(progress_of(step, num_steps)) if callable(size) else size for step in range(num_steps)]
         total = sum(sizes)
-        at_data = 1 / max(1.0, self.config.flow_time) if self.config.sampler == "flow" else 1.0
+        at_data = 1 / max(1.0, total) if self.config.sampler == "flow" else 1.0
         return [sum(sizes[: step + 1]) / total if total else 1.0 for step in range(num_steps)], at_data
 
 

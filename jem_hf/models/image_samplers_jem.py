@@ -79,20 +79,22 @@ def langevin(
 
 def flow(
     log_density: LogDensity, x: torch.Tensor, *, num_steps: int, step_size: Number, momentum: float = 0.0,
-    bounds: Bounds | None = None, tolerance: float = 0.0, generator: torch.Generator | None = None,
-    callback: Callable | None = None, project: Callable | None = None,
+    temperature: Number = 0.0, bounds: Bounds | None = None, tolerance: float = 0.0,
+    generator: torch.Generator | None = None, callback: Callable | None = None, project: Callable | None = None,
 ) -> tuple[torch.Tensor, ChainInfo]:  # fmt: skip
     """
-    Gradient flow: ascent without noise, for energies trained by Equilibrium Matching (Wang and Du 2025, arXiv
-    2510.02300).
+    Gradient flow, for energies trained by Equilibrium Matching (Wang and Du 2025, arXiv 2510.02300): ascent without
+    noise, or from a `temperature` down to 0 with it, so that a chain leaves blends of images (compare the two regimes
+    of Energy Matching, Balcerak et al. 2025, arXiv 2504.10612).
 
     With `momentum` m in [0, 1) it is Nesterov's accelerated gradient: `y = x + step_size * grad(x)`, then
-    `x <- y + m * (y - y before)`; the chain is that of x, where the gradients are taken. `tolerance` ends it where it
-    has arrived; nothing is drawn from `generator`. Other arguments and returns as [`langevin`].
+    `x <- y + m * (y - y before)`; the chain is that of x, where the gradients are taken. A step at temperature T adds
+    `sqrt(2 * step_size * T)` times normal noise; labels are drawn as they are, at 1. `tolerance` ends the chain where
+    it has arrived. Other arguments and returns as [`langevin`].
     """
     x, chain, velocity = x.detach(), Chain(num_steps, callback, tolerance), torch.zeros_like(x)
     for step in chain:
-        size = chain.at(step_size)
+        size, heat = chain.at(step_size), chain.at(temperature)
         renew(log_density, step)
         x, value, gradient = evaluate(log_density, x)
         if chain.ends(value, gradient, x):
@@ -101,6 +103,8 @@ def flow(
         if momentum:
             velocity = momentum * velocity + size * gradient
             x = x + momentum * velocity
+        if heat:
+            x = torch.add(x, normal_like(x, generator), alpha=(2 * size * heat) ** 0.5)
         if bounds is not None:
             x = x.clamp(*bounds)
         if project is not None:
