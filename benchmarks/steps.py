@@ -20,14 +20,16 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from jem_hf import JemImageProcessor, JemModel
+from jem_hf.evaluation.evaluate import with_half_of_novel
 from jem_hf.evaluation.judges import load_feature_network, load_oracle
 from jem_hf.evaluation.requests import held_out_combinations, requests_by_kind
-from jem_hf.metrics.distances import kernel_distance
+from jem_hf.metrics.distances import frechet_distance, kernel_distance
 from jem_hf.models.chains_jem import linear
 from jem_hf.training.splits import load_evaluation_splits
 
 NUM_STEPS = (6, 8, 12, 16, 24, 32)
 BATCH_SIZE = 64
+FLOW_TIME = 1.6  # of which h is the share of a step, whatever the model's own is
 KINDS = {"full": "every attribute given", "seen": "pairs and triples", "novel": "pairs and triples held out"}
 
 
@@ -41,6 +43,17 @@ def momentum(share: float):
     return lambda h: {"step_size": (1 - share) * h, "momentum": share}
 
 
+def farther(times: float, temperature: float):
+    """Rising steps that are longer, with noise that falls to nothing."""
+    return lambda h: {"step_size": linear(0.5 * times * h, 1.5 * times * h), "temperature": linear(temperature, 0.0)}
+
+
+FARTHER = {"half again": 1.5, "twice": 2, "thrice": 3}
+COOLED = {
+    f"{name} as far, from {heat}": farther(times, heat)
+    for name, times in FARTHER.items()
+    for heat in (0, 0.05, 0.1, 0.2, 0.3)
+}
 WAYS = {  # name: arguments of the gradient flow for a mean step of size h
     "plain": lambda h: {"step_size": h},
     "momentum .5": momentum(0.5),
@@ -66,7 +79,7 @@ def draw(model: JemModel, requests: torch.Tensor, way: str, num_steps: int, seed
         evaluations += len(output)
 
     generator = torch.Generator(model.device).manual_seed(seed)
-    arguments = WAYS[way](model.config.flow_time / num_steps)
+    arguments = {"temperature": 0.0} | (WAYS | COOLED)[way](FLOW_TIME / num_steps)
     settings = dict(num_inference_steps=num_steps, sampler="flow", sampler_kwargs=arguments)
     handle = model.backbone.register_forward_hook(count)
     try:
@@ -133,7 +146,7 @@ def main():
     parser.add_argument("--dataset", default="avatars", help="avatars, a dataset id on the Hub, or a folder")
     parser.add_argument("--num-train", type=int, default=20_000, help="avatars that the oracle learns from")
     parser.add_argument("--num-epochs", type=int, default=6, help="of the oracle")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS | COOLED, default=list(WAYS))
     parser.add_argument("--steps", type=int, nargs="+", default=NUM_STEPS)
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -141,12 +154,15 @@ def main():
     processor = JemImageProcessor.from_pretrained(args.model)
     fields = {"num_train": str(args.num_train)} if args.dataset == "avatars" else {}
     splits = load_evaluation_splits(args.dataset, processor, model.config, fields)
-    train, test, novel = (splits[name].labels for name in ("train", "test", "novel"))
-    oracle = load_oracle(splits["train"], model.config.num_values, num_epochs=args.num_epochs).to(device)
-    held_out = held_out_combinations(model.config, train, novel)
+    train, test = splits["train"].labels, splits["test"].labels
+    judged, rest = with_half_of_novel(splits["train"], splits["novel"])
+    oracle = load_oracle(judged, model.config.num_values, num_epochs=args.num_epochs).to(device)
+    held_out = held_out_combinations(model.config, train, splits["novel"].labels)
     network = load_feature_network(splits["train"], model.config.num_values)
     train_features = network.extract(splits["train"].images)
-    requests = {kind: rows for kind, (rows, _) in requests_by_kind(test, novel, held_out, args.num_images).items()}
+    requests = {
+        kind: rows for kind, (rows, _) in requests_by_kind(test, rest.labels, held_out, args.num_images).items()
+    }
     results = []
     for way, num_steps in tqdm([(way, num_steps) for way in args.ways for num_steps in args.steps]):
         result = {"way": way, "num_steps": num_steps}
@@ -154,16 +170,19 @@ def main():
             images, evaluations = draw(model, requests[kind].to(device), way, num_steps)
             mean, error = agreement(oracle, images, requests[kind])
             result[kind] = {"evaluations": evaluations, "agreement": mean, "standard_error": error}
-            result[kind]["kernel_distance"] = kernel_distance(network.extract(images), train_features)
+            features = network.extract(images)
+            for distance in (kernel_distance, frechet_distance):
+                result[kind][distance.__name__] = distance(features, train_features)
         results.append(result)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "steps.json").write_text(json.dumps(results, indent=1))
     plot(results, args.output / "steps.png")
-    print(f"Agreement and kernel distance\n\n| way | steps | evaluations | {' | '.join(KINDS.values())} |")
+    print(f"Agreement, kernel and Fréchet distance\n\n| way | steps | evaluations | {' | '.join(KINDS.values())} |")
     print("|---|---:|---:|" + "---|" * len(KINDS))
     for result in results:
         cells = [
-            f"{each['agreement']:.4f} ± {each['standard_error']:.4f}, {each['kernel_distance']:.3f}"
+            f"{each['agreement']:.4f} ± {each['standard_error']:.4f}, "
+            f"{each['kernel_distance']:.3f}, {each['frechet_distance']:.1f}"
             for each in (result[kind] for kind in KINDS)
         ]
         evaluations = sum(result[kind]["evaluations"] for kind in KINDS) / len(KINDS)
