@@ -146,11 +146,14 @@ def main():
     parser.add_argument("--dataset", default="avatars", help="avatars, a dataset id on the Hub, or a folder")
     parser.add_argument("--num-train", type=int, default=20_000, help="avatars that the oracle learns from")
     parser.add_argument("--num-epochs", type=int, default=6, help="of the oracle")
+    parser.add_argument("--guidance", type=float, help="if not the model's own")
     parser.add_argument("--ways", nargs="+", choices=WAYS | COOLED, default=list(WAYS))
     parser.add_argument("--steps", type=int, nargs="+", default=NUM_STEPS)
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = JemModel.from_pretrained(args.model).to(device)
+    if args.guidance is not None:
+        model.config.guidance_scale = args.guidance
     processor = JemImageProcessor.from_pretrained(args.model)
     fields = {"num_train": str(args.num_train)} if args.dataset == "avatars" else {}
     splits = load_evaluation_splits(args.dataset, processor, model.config, fields)

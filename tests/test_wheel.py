@@ -36,7 +36,7 @@ def test_the_zoo_of_an_installed_wheel(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(site)
     env = environment(tmp_path / "home", "http://127.0.0.1:9", offline=True) | {"PYTHONPATH": str(site)}
     listed = jem_hf("models", cwd=tmp_path, env=env).stdout
-    for name in ("jem-avatars", "jem-celeba", "jem-utzappos"):
+    for name in ("jem-avatars", "jem-celeba", "jem-shoes", "jem-utzappos"):
         assert name in listed
     script = """
 import jem_hf
