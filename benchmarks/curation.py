@@ -103,7 +103,7 @@ def kill(args) -> dict:
             half = sum(len(pd.read_parquet(part)) for part in parts.glob("*.parquet"))
         first.kill(), first.wait()
         subprocess.run(command, cwd=folder, check=True, capture_output=True)
-        paths = pd.read_parquet(folder / "tags.parquet")["path"]
+        paths = pd.read_parquet(folder / "tags.parquet").iloc[:, 0]
         report = {"killed_after": half, "rows": len(paths), "twice": int(paths.duplicated().sum())}
         write_jpegs(folder / "large", args.num_images // 60, (4000, 3000))
         command[-3:] = ["large", "-o", "large.parquet"]
