@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from jem_hf import JemTrainingArguments
 from jem_hf.training.augmentation import augment, random_placement, random_shift
 
 
@@ -46,3 +48,8 @@ def test_an_object_that_is_placed_elsewhere_is_never_cut():
 def test_a_placement_of_no_extent_changes_nothing():
     x = torch.rand(3, 3, 16, 16)
     assert torch.allclose(random_placement(x, 1.0, 0.0, torch.Generator()), x, atol=1e-5)
+
+
+def test_images_are_placed_smaller_never_larger(tmp_path):
+    with pytest.raises(ValueError, match="zoom is 1 or more, not 0.5"):
+        JemTrainingArguments(str(tmp_path), zoom=0.5, use_cpu=True)

@@ -56,7 +56,13 @@ def test_six_trials(scripts, tiny, tmp_path, monkeypatch):
     assert set(found["few_labels"]) == {"labels", "images"}
     assert {"joint", "classifier", "classifier, temperature"} <= found["few_labels"]["labels"].keys()
     shifted = found["shift"]["strengths"]
-    assert {"ensemble of four", "MC dropout", "label smoothing", "JEM", "joint, then CD"} <= shifted.keys()
+    assert {
+        "ensemble of four",
+        "MC dropout",
+        "label smoothing",
+        "warm-up, then JEM",
+        "joint, then CD",
+    } <= shifted.keys()
     assert all(len(rows) == 6 for kinds in shifted.values() for rows in kinds.values())
     assert {"noise", "avatars"} <= found["outliers"]["joint"]["Mahalanobis of all"].keys()
     assert {"joint", "joint, pairwise", "boosted trees"} == found["known_labels"].keys()

@@ -168,8 +168,8 @@ def test_an_edit_follows_its_energy(model, x, num_steps, way):
 @pytest.mark.parametrize(
     ("sampler", "strength", "masked", "num_steps", "expected"),
     [
-        ("flow", 1.0, False, None, 6),  # one and a half times the config's 4
-        ("flow", 0.5, False, None, 4),  # data is at 1 / 1.6 of the way: half of that is two of the steps
+        ("flow", 1.0, False, None, 24),
+        ("flow", 0.5, False, None, 14),  # data is at 1 / 1.6 of the way: half of that is ten of the steps
         ("flow", 0.5, False, 8, 5),  # after the first three, .24 of the way: the later ones are longer
         ("flow", 1.0, True, None, 4),
         ("langevin", 1.0, False, None, 4),
@@ -223,6 +223,25 @@ def test_a_temperature_is_for_drawing_and_no_edit_goes_astray_by_it(model, x):
     model.config.flow_temperature, model.config.flow_time = 0.5, 3.2
     assert torch.equal(drawn(0), drawn(0)) and not torch.allclose(drawn(0), drawn(1), atol=0.05)
     torch.testing.assert_close(edited(), cold)
+
+
+def test_a_temperature_leaves_every_image_to_its_seed(pipe, model):
+    """Whatever else is drawn beside it; and from one noise to one request lead images that are all the same."""
+    model.config.flow_temperature, model.config.flow_time = 0.5, 3.2
+    settings = dict(num_images=3, seed=4, return_tensors=True, free_attributes="marginalise")
+
+    def drawn(requests, **more):
+        items = pipe(requests, **settings | more)
+        return torch.stack([item["pixel_values"] for each in items for item in each])
+
+    both = drawn(["Smiling", "~Smiling"])
+    torch.testing.assert_close(drawn(["Smiling", "~Smiling"]), both)
+    torch.testing.assert_close(drawn(["Smiling", "~Smiling"], batch_size=2), both)
+    torch.testing.assert_close(drawn(["~Smiling"]), both[3:])
+    between = drawn(["Smiling"], to="Smiling")
+    torch.testing.assert_close(between, between[:1].expand_as(between))
+    model.config.flow_temperature = 0.0
+    assert not torch.allclose(drawn(["Smiling", "~Smiling"]), both, atol=0.05)
 
 
 def test_edits_by_the_pipeline(pipe, model):

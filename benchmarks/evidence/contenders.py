@@ -35,13 +35,12 @@ BROKEN = {  # contrastive divergence as jem-celeba has it
     if name.startswith(("chain_", "cd_", "gibbs", "buffer", "guard", "warmup_weight"))
 }
 WARMUP = {"objective": "warmup", "optimal_transport": False, "learning_rate": 1.5e-3, "cross_entropy_weight": 0.02}
-WARMUP |= {"cross_entropy_zoom": 1.2, "cross_entropy_noise": 0.1}
 CONTENDERS = {
     "classifier": {},
     "label smoothing": {"objective": "label_smoothing"},
     "MC dropout": {"dropout": DROPOUT},
     "ensemble of four": {"num_models": 4},
-    "JEM": WARMUP | BROKEN | {"objective": "jem", "energy_penalty": 1e-4, "chain_free_share": 0.8},
+    "warm-up, then JEM": WARMUP | BROKEN | {"objective": "jem", "energy_penalty": 1e-4, "chain_free_share": 0.8},
     "joint": WARMUP,
     "joint, then CD": WARMUP | BROKEN | {"objective": "joint_cd", "chain_free_share": 0.8},
     "joint, pairwise": WARMUP | {"head": "pairwise"},
@@ -60,8 +59,7 @@ class Contender:
         """`log p(y_k | x)` (B, K, V) of images (B, C, H, W) in [-1, 1]; differentiable but where labels interact."""
         codes = self.models[0].encode(pixels)  # all have the same autoencoder
         each = [model.label_distribution(codes).marginal_logits()[0] for model in self.models * self.num_passes]
-        mean = torch.stack([logits.log_softmax(-1) for logits in each]).logsumexp(0)
-        logits = mean.log_softmax(-1)
+        logits = torch.stack([one.softmax(-1) for one in each]).mean(0).clamp(min=1e-30).log()
         return self.scaling(logits) if self.scaling else logits
 
     @torch.no_grad()

@@ -6,11 +6,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-STYLES = {name: f"C{i}" for i, name in enumerate(("joint", "joint, then CD", "classifier", "ensemble of four", "JEM"))}
-
 
 def write_figures(reports: list[dict], folder: Path) -> None:
-    """One PNG a trial that all seeds have."""
+    """One PNG a trial, of the seeds that have it."""
     for name, plot in FIGURES.items():
         found = [report[name] for report in reports if name in report]
         if found:
@@ -26,7 +24,7 @@ def _panels(number: int) -> tuple[Figure, list]:
 def _curve(axes, x: list, rows: list[list], label: str) -> None:
     """Values by seed (S, N) over x (N,)."""
     values = np.array(rows, dtype=float)
-    (line,) = axes.plot(x, values.mean(0), marker=".", label=label, color=STYLES.get(label))
+    (line,) = axes.plot(x, values.mean(0), marker=".", label=label)
     if len(values) > 1:
         axes.fill_between(x, values.min(0), values.max(0), alpha=0.2, color=line.get_color())
 

@@ -58,9 +58,13 @@ def few_labels(base: JemModel, data: Data, num_steps: int, seed: int, fractions=
             shape = data.train.labels.shape if kind == "labels" else (len(data.train), 1)
             kept = torch.rand(shape, generator=generator) < share
             part = AttributeTensors(data.train.images, data.train.labels.where(kept, -1), data.train.attributes)
+            known = torch.rand(data.validation.labels.shape[0], shape[1], generator=generator) < share
+            chosen_by = AttributeTensors(
+                data.validation.images, data.validation.labels.where(known, -1), part.attributes
+            )
             names = ("joint", "classifier")
-            trained = {name: train_contender(name, base, part, data.validation, num_steps, seed) for name in names}
-            for name, contender in with_calibrated(trained, data.validation).items():
+            trained = {name: train_contender(name, base, part, chosen_by, num_steps, seed) for name in names}
+            for name, contender in with_calibrated(trained, chosen_by).items():
                 found = metrics(contender.predict(data.test.images), data.test.labels, part.attributes)
                 report.setdefault(kind, {}).setdefault(name, {})[str(share)] = found
     return report
@@ -112,7 +116,7 @@ def shift(contenders: dict[str, Contender], data: Data) -> dict:
                 found = metrics(logits, test.labels, test.attributes)
                 report.setdefault("strengths", {}).setdefault(name, {}).setdefault(kind, []).append(found)
                 wrong = (logits.argmax(-1) != test.labels) & (test.labels >= 0)
-                errors.append(wrong.float().mean(1))
+                errors.append(wrong.sum(1) / (test.labels >= 0).sum(1).clamp(min=1))
                 confidence.append(logits.softmax(-1).amax(-1).mean(1))
                 log_p.append(_log_p(contender.models[0], x))
         risk = torch.cat(errors)
@@ -184,7 +188,7 @@ def known_labels(contenders: dict[str, Contender], data: Data) -> dict:
 
     Beside them gradient-boosted trees on the first one's probabilities and the known labels, fitted to validation.
     """
-    test, validation = (each.subset(slice(data.num_images)) for each in (data.test, data.validation))
+    test, validation = data.test.subset(slice(data.num_images)), data.validation
     num_attributes = test.labels.shape[1]
     numbers = [number for number in KNOWN if number < num_attributes]
     report: dict[str, dict] = {name: {} for name in (*contenders, "boosted trees")}
@@ -203,12 +207,16 @@ def known_labels(contenders: dict[str, Contender], data: Data) -> dict:
         right = []
         for k in range(num_attributes):
             to_fit = (validation.labels[:, k] >= 0) & (known[:, k] < 0)
-            if len(validation.labels[to_fit, k].unique()) < 2 or not asked[:, k].any():
+            if not asked[:, k].any():
+                continue
+            truth, seen = test.labels[asked[:, k], k].numpy(), validation.labels[to_fit, k]
+            if len(seen.unique()) < 2:  # nothing to learn
+                right.append(truth == (seen.mode().values.item() if len(seen) else 0))
                 continue
             trees = HistGradientBoostingClassifier(max_iter=60, learning_rate=0.1, max_depth=3, random_state=0)
-            trees.fit(_features(p["validation"], known)[to_fit], validation.labels[to_fit, k])
+            trees.fit(_features(p["validation"], known)[to_fit], seen)
             guess = trees.predict(_features(p["test"], rows)[asked[:, k]])
-            right.append(guess == test.labels[asked[:, k], k].numpy())
+            right.append(guess == truth)
         report["boosted trees"][str(number)] = float(np.concatenate(right).mean())
     return report
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import torch
 
@@ -127,6 +128,20 @@ def renew(log_density: LogDensity, step: int, temperature: float = 1.0) -> bool:
 def sum_of_squares(x: torch.Tensor) -> torch.Tensor:
     """(B,) of x (B, ...), in float32 or better."""
     return x.flatten(1).to(torch.promote_types(x.dtype, torch.float32)).square().sum(1)
+
+
+def noise_of_start(x: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A source of standard normal noise like x (B, ...), of each row by a generator that its values seed."""
+    generators: list[torch.Generator] = []
+
+    def draw(like: torch.Tensor) -> torch.Tensor:
+        if not generators:
+            rows = x.detach().float().cpu().numpy()
+            generators.extend(torch.Generator().manual_seed(crc32(row.tobytes())) for row in rows)
+        noise = torch.stack([torch.randn(like.shape[1:], generator=each) for each in generators])
+        return noise.to(like)
+
+    return draw
 
 
 def normal_like(x: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:

@@ -12,7 +12,7 @@ from .chains_jem import Schedule, linear, progress_of
 from .configuration_jem import CHOICES, JemConfig
 from .label_distributions_jem import LabelDistribution
 from .label_prior_jem import PairwiseLabelPrior
-from .sampling_jem import NEVER, SAMPLERS, Condition, check_arguments, flow_steps, initial_noise, run_chain
+from .sampling_jem import FLOW_TIME, NEVER, SAMPLERS, Condition, check_arguments, flow_steps, initial_noise, run_chain
 from .values_jem import as_choice, as_float, as_int
 
 
@@ -134,8 +134,8 @@ class SamplingMixin:
             strength (`float`): Share of noise at the start, in (0, 1], by default .5, of codes .7; a mask makes it 1.
             mask (`torch.BoolTensor` of shape (B, 1, H, W)): True where pixels are drawn anew.
             num_inference_steps (`int`):
-                From pure noise; less noise takes fewer. By default 1.5 times the config's, of codes 2.25 times; of
-                Langevin chains, and with a mask, the config's.
+                From pure noise; less noise takes fewer. By default 24, of codes 36; of Langevin chains, and with a
+                mask, the config's. A flow is short and without noise, whatever the config has for drawings.
             guidance_scale (`float`): g, by default 32, of codes 64, with a mask that of the config.
             hold_scale (`float`): h, by default 2, of codes 4, with a mask 0; above 0 it needs the head "product".
             noise, generator, batch_size, callback: See [`generate`].
@@ -246,12 +246,12 @@ class SamplingMixin:
         self, strength: float | None, masked: bool, num_steps: int | None = None, guidance_scale: float | None = None
     ) -> dict:
         """Arguments of [`run_chain`](sampling_jem.py) for [`edit`]: the end of a chain, from this much noise on."""
-        config, kwargs = self.config, None
-        if config.sampler == "flow" and not masked:
-            num_steps = num_steps or self.edits.steps
-            if config.flow_temperature:  # what is kept of an image would be lost in its noise
-                kwargs = {"step_size": flow_steps(num_steps), "temperature": 0.0}
-        settings = self.chain_settings(num_steps, guidance_scale, sampler_kwargs=kwargs)
+        if num_steps is None and not masked and self.config.sampler == "flow":
+            num_steps = self.edits.steps
+        settings = self.chain_settings(num_steps, guidance_scale)
+        if settings["sampler"] == "flow":  # short and cold: what is kept of an image would be lost in noise
+            time = min(self.config.flow_time, FLOW_TIME)
+            settings |= {"step_size": flow_steps(settings["num_steps"], time), "temperature": 0.0}
         way, at_data = self._way(settings)
         strength = 1.0 if masked else self.edits.strength if strength is None else strength
         done = [share for share in way[:-1] if share <= (1 - strength) * at_data]

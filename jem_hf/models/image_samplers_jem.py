@@ -11,6 +11,7 @@ single one is at .5). A density that changes along the chain, as one whose label
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -23,6 +24,7 @@ from .chains_jem import (
     choose,
     evaluate,
     metropolis,
+    noise_of_start,
     normal_like,
     outside,
     renew,
@@ -89,10 +91,12 @@ def flow(
 
     With `momentum` m in [0, 1) it is Nesterov's accelerated gradient: `y = x + step_size * grad(x)`, then
     `x <- y + m * (y - y before)`; the chain is that of x, where the gradients are taken. A step at temperature T adds
-    `sqrt(2 * step_size * T)` times normal noise; labels are drawn as they are, at 1. `tolerance` ends the chain where
-    it has arrived. Other arguments and returns as [`langevin`].
+    `sqrt(2 * step_size * T)` times normal noise, drawn from `generator`, or without one from the start of each chain:
+    the same start ends the same, whatever else is in the batch. Labels are drawn as they are, at 1. `tolerance` ends
+    the chain where it has arrived. Other arguments and returns as [`langevin`].
     """
     x, chain, velocity = x.detach(), Chain(num_steps, callback, tolerance), torch.zeros_like(x)
+    draw = partial(normal_like, generator=generator) if generator else noise_of_start(x)
     for step in chain:
         size, heat = chain.at(step_size), chain.at(temperature)
         renew(log_density, step)
@@ -104,7 +108,7 @@ def flow(
             velocity = momentum * velocity + size * gradient
             x = x + momentum * velocity
         if heat:
-            x = torch.add(x, normal_like(x, generator), alpha=(2 * size * heat) ** 0.5)
+            x = torch.add(x, draw(x), alpha=(2 * size * heat) ** 0.5)
         if bounds is not None:
             x = x.clamp(*bounds)
         if project is not None:

@@ -177,7 +177,7 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         requests = zip(requested, weights, generators)
         starts = [self._start(*request, num=num, to=to, complete=complete) for request in requests]
         if (arguments.get("sampler", config.sampler), config.head) == ("flow", "product") and free != "gibbs":
-            # what draws nothing along its chain can share one with others
+            # what draws nothing along its chain, or by its start alone, can share one with others
             starts = _regrouped(starts, batch_size)
             generators = [None] * len(starts)
         arguments |= dict(image=image, mask=mask, batch_size=batch_size)

@@ -118,6 +118,8 @@ class JemTrainingArguments(TrainingArguments):
             raise ValueError(f"guard_factor is between 0 and 1, not {self.guard_factor}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is at least 0 and below 1, not {self.ema_decay}")
+        if self.zoom < 1:
+            raise ValueError(f"zoom is 1 or more, not {self.zoom}: images become smaller by it, none is cut")
         if self.chain_steps < 1:
             raise ValueError(f"chain_steps is 1 or more, not {self.chain_steps}")
         if self.chain_steps < 2 and (self.kl_weight or self.entropy_weight):

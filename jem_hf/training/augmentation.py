@@ -58,8 +58,8 @@ def random_placement(
     x: torch.Tensor, zoom: float, rotation: float = 0.0, generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """
-    Each image of (B, C, H, W) smaller by up to `zoom` times, turned by up to `rotation` degrees, and moved as far as
-    it stays inside; its edges, the plain ground of an object, are repeated.
+    Each image of (B, C, H, W) smaller by up to `zoom` times, moved as far as it stays inside, and turned by up to
+    `rotation` degrees; its edges, the plain ground of an object, are repeated.
     """
     scale, angle, *way = torch.rand(4, len(x), generator=generator, device=x.device)
     scale = zoom**scale

@@ -9,7 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..models.modeling_jem import JemModel
-from ..models.sampling_jem import flow_steps, initial_noise, run_chain
+from ..models.sampling_jem import FLOW_TIME, flow_steps, initial_noise, run_chain
 from .augmentation import augment, dequantise, quantise
 from .corruptions import corrupt
 
@@ -154,9 +154,10 @@ def from_noised_data(sampler: NegativeSampler, x: torch.Tensor) -> torch.Tensor:
 def from_flow(sampler: NegativeSampler, x: torch.Tensor) -> torch.Tensor:
     """A few steps of gradient flow from noise, as the warm-up samples."""
     model, noise = sampler.model, sampler.noise(len(x), "flow")
+    steps = flow_steps(NUM_FLOW_STEPS, min(model.config.flow_time, FLOW_TIME))
     x, _ = run_chain(
         "flow", model.label_distribution, noise, sampler.free_labels(x), num_steps=NUM_FLOW_STEPS,
-        step_size=flow_steps(NUM_FLOW_STEPS, model.config.flow_time), gibbs_every=1, generator=sampler.generator,
+        step_size=steps, gibbs_every=1, generator=sampler.generator,
     )  # fmt: skip
     return sampler.clip(x)
 
