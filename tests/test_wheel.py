@@ -21,7 +21,7 @@ def wheel(tmp_path_factory):
 
 
 def test_size_and_files(wheel):
-    assert wheel.stat().st_size < 30e6
+    assert wheel.stat().st_size < 40e6  # 29 of them are the weights of three models
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     files = [path for path in (CLONE / "jem_hf").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     code = {path.relative_to(CLONE).as_posix() for path in files}
