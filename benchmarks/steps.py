@@ -25,11 +25,11 @@ from jem_hf.evaluation.judges import load_feature_network, load_oracle
 from jem_hf.evaluation.requests import held_out_combinations, requests_by_kind
 from jem_hf.metrics.distances import frechet_distance, kernel_distance
 from jem_hf.models.chains_jem import linear
+from jem_hf.models.sampling_jem import FLOW_TIME
 from jem_hf.training.splits import load_evaluation_splits
 
 NUM_STEPS = (6, 8, 12, 16, 24, 32)
 BATCH_SIZE = 64
-FLOW_TIME = 1.6  # of which h is the share of a step, whatever the model's own is
 KINDS = {"full": "every attribute given", "seen": "pairs and triples", "novel": "pairs and triples held out"}
 
 

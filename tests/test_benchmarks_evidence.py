@@ -90,7 +90,7 @@ def test_an_attack_stays_inside_its_box_and_does_harm(scripts, tiny):
     assert after < before - 0.01
 
 
-def test_smoothed_labels_are_those_of_torch(scripts, tiny, monkeypatch):
+def test_smoothed_labels_are_those_of_torch(scripts):
     """Of binary attributes, where torch has the loss itself."""
     logits, labels = torch.randn(5, 2, 2), torch.tensor([[0, 1], [1, 1], [0, -1], [1, 0], [-1, -1]])
 

@@ -164,9 +164,12 @@ def run(contest: Contest, settings: dict, output_dir: Path, minutes: float, seed
     """Train one row and evaluate it."""
     trainer, spent = train(contest, settings, output_dir, minutes, seed)
     model = trainer.ema.module.eval()
-    model.fit_outlier_score(contest.splits["train"].images[:3000])
+    if model.outliers is not None:
+        model.fit_outlier_score(contest.splits["train"].images[:3000])
     report, pictures = evaluate(model, contest.splits, num_images=192, num_cas=0, baselines=False, **JUDGES)
-    report["energy"] |= outlier_detection(model, contest.splits["test"].images, others=contest.others, num_avatars=0)
+    if contest.others is not None:
+        images = contest.splits["test"].images
+        report["energy"] |= outlier_detection(model, images, num_avatars=0, others=contest.others)
     write_report(report, pictures, output_dir, model.config)
     return {"minutes": spent, "steps": trainer.state.global_step, **report}
 

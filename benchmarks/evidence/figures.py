@@ -1,6 +1,7 @@
 """Six figures of the numbers that evidence.py wrote: a mean over seeds, and a band from the least to the most."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -86,12 +87,13 @@ def outliers(found: list[dict]) -> Figure:
     return _finish(figure, axes)
 
 
-def known_labels(found: list[dict]) -> Figure:
+def _over_numbers(xlabel: str, ylabel: str, found: list[dict]) -> Figure:
+    """A curve a contender, over the numbers by which its values stand."""
     figure, axes = _panels(1)
     for name, by_number in found[0].items():
         x = [int(number) for number in by_number]
         _curve(axes[0], x, [list(seed[name].values()) for seed in found], name)
-    axes[0].set(xlabel="labels known", ylabel="accuracy of the others")
+    axes[0].set(xlabel=xlabel, ylabel=ylabel)
     return _finish(figure, axes)
 
 
@@ -115,20 +117,11 @@ def _curve_points(axes, x: list, rows: list[list], label: str) -> None:
     axes.plot(x, np.array(rows, dtype=float).mean(0), "o", markersize=4, label=label)
 
 
-def attacks(found: list[dict]) -> Figure:
-    figure, axes = _panels(1)
-    for name, by_size in found[0].items():
-        x = [int(size) for size in by_size]
-        _curve(axes[0], x, [list(seed[name].values()) for seed in found], name)
-    axes[0].set(xlabel="attack in 255ths, every pixel", ylabel="accuracy")
-    return _finish(figure, axes)
-
-
 FIGURES: dict[str, Callable[[list[dict]], Figure]] = {
     "few_labels": few_labels,
     "shift": shift,
     "outliers": outliers,
-    "known_labels": known_labels,
+    "known_labels": partial(_over_numbers, "labels known", "accuracy of the others"),
     "combinations": combinations,
-    "attacks": attacks,
+    "attacks": partial(_over_numbers, "attack in 255ths, every pixel", "accuracy"),
 }
