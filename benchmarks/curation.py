@@ -124,7 +124,7 @@ def audit(args) -> dict:
     from sklearn.metrics import roc_auc_score
 
     model = JemModel.from_pretrained(args.model)
-    train = _splits(args, model)["train"].subset(slice(args.num_images))
+    train = _splits(args, model)["train"].sample(args.num_images)
     found = {}
     for share in (0.02, 0.05, 0.1):
         generator = torch.Generator().manual_seed(args.seed)
@@ -168,7 +168,7 @@ def model_probabilities(model: JemModel, images: torch.Tensor) -> torch.Tensor:
 def duplicates(args) -> dict:
     """How many planted copies are found, by kind, and what else is."""
     model = JemModel.from_pretrained(args.model)
-    images = _splits(args, model)["train"].images[: args.num_images]
+    images = _splits(args, model)["train"].sample(args.num_images).images
     size = images.shape[-1]
     kinds = {
         "re-encoded, quality 75": lambda image: _jpeg(image, 75),
@@ -219,7 +219,7 @@ def balance(args) -> dict:
     few = torch.cat([order[groups[order] == g][:10] for g in groups.unique() if (groups == g).sum() >= 100])
     kept = torch.ones(len(rest), dtype=torch.bool)
     kept[few] = False
-    thinned = _joined(splits["train"].subset(slice(args.num_images)), rest.subset(few))
+    thinned = _joined(splits["train"].sample(args.num_images), rest.subset(few))
     judged = _joined(test, rest.subset(kept))
     oracle = load_oracle(thinned, model.config.num_values)
     drawn, report = fill_combinations(model, thinned, [target, other], args.per_combination, oracle)

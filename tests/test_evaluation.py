@@ -20,9 +20,16 @@ from jem_hf.evaluation.judges import load_feature_network
 from jem_hf.evaluation.outliers import outlier_detection, outlier_sets
 from jem_hf.evaluation.prediction import compare_prediction, predict, validation_part, zero_shot_recognition
 from jem_hf.evaluation.report import write_report
-from jem_hf.evaluation.requests import held_out_combinations, novel_combinations, requests_by_kind, seen_requests
+from jem_hf.evaluation.requests import (
+    held_out_combinations,
+    matching_rows,
+    novel_combinations,
+    requests_by_kind,
+    seen_requests,
+)
 from jem_hf.hub.cards import write_card
 from jem_hf.metrics.prediction import prediction_metrics, reliability_curve
+from jem_hf.models.image_processing_jem import to_pixels
 
 
 def test_request_bounds_by_hand():
@@ -89,7 +96,8 @@ def test_requests_by_kind():
     novel = torch.tensor([[1, 0, 1]])
     held_out = torch.tensor([[1, 0, -1], [-1, 0, 1], [0, 0, 0]])
     requests = requests_by_kind(test, novel, held_out, num=16)
-    assert requests["full"][0].tolist() == [[0, 1, 1], [1, 1, 0]] and requests["full_novel"][0].tolist() == [[1, 0, 1]]
+    assert sorted(requests["full"][0].tolist()) == [[0, 1, 1], [1, 1, 0]]
+    assert requests["full_novel"][0].tolist() == [[1, 0, 1]]
     assert requests["novel"][0].tolist() == [[1, 0, -1]] * 8 + [[-1, 0, 1]] * 8
     assert requests["seen"][0].shape == (16, 3)
     assert {kind: split for kind, (_, split) in requests.items()} == {
@@ -97,6 +105,14 @@ def test_requests_by_kind():
     }  # fmt: skip
     assert set(requests_by_kind(test[:2], None, held_out[:0], num=16)) == {"full", "seen"}
     assert not requests_by_kind(torch.tensor([[-1, 1, -1]]), None, held_out[:0], num=16)
+
+
+def test_requests_of_sorted_data_are_of_all_kinds():
+    labels = (torch.arange(1000)[:, None] >= torch.tensor([200, 500, 900])).long()
+    requests, _ = requests_by_kind(labels, None, labels[:0], num=400)["full"]
+    assert requests.double().mean(0).tolist() == pytest.approx([0.8, 0.5, 0.1], abs=0.05)
+    rows, which = matching_rows(labels, torch.tensor([[1, -1, -1]]))
+    assert len(rows) == 10 and labels[rows, 0].all() and labels[rows, 1].any() and not which.any()
 
 
 def test_validation_part(tensors):
@@ -155,7 +171,8 @@ def test_energy_auroc_of_a_constant_energy(model):
     report = outlier_detection(model, images)
     assert set(report) == {*outlier_sets(images), "avatars"}
     assert all(value["auroc"] == 0.5 for value in report.values())
-    assert "avatars" not in outlier_detection(model, images, num_avatars=0)
+    others = {"others": to_pixels(images)}
+    assert outlier_detection(model, images, outliers=others).keys() == others.keys()
     model.config.attributes = ["Smiling", "Hat", "Bald"]
     assert "avatars" not in outlier_detection(model, images)  # it knows them
 
@@ -166,7 +183,7 @@ def test_energy_auroc_of_a_model_that_likes_dark_images(model, monkeypatch):
 
     monkeypatch.setattr(model, "potentials", dark)
     images = torch.randint(10, (20, 3, 8, 8), dtype=torch.uint8)
-    report = outlier_detection(model, images, num_avatars=0)
+    report = outlier_detection(model, images)
     assert report["noise"]["auroc"] == report["one_colour"]["auroc"] == 1
     assert report["upside_down"]["auroc"] == pytest.approx(0.5, abs=0.01)
 

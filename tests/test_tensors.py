@@ -44,6 +44,10 @@ def test_tensors_give_rows_alone_and_in_batches():
     (batch,) = torch.utils.data.DataLoader(tensors.subset([4, 2]), batch_size=2)
     assert torch.equal(batch["pixel_values"], images[[4, 2]]) and torch.equal(batch["labels"], labels[[4, 2]])
     assert torch.equal(tensors[3]["pixel_values"], images[3]) and torch.equal(tensors[3]["labels"], labels[3])
+    sample = tensors.sample(3)
+    places = [int((images == image).flatten(1).all(1).nonzero()) for image in sample.images]
+    assert len(set(places)) == 3 and places != [0, 1, 2] and torch.equal(sample.labels, labels[places])
+    assert torch.equal(tensors.sample(3).images, sample.images) and len(tensors.sample(9)) == 5
     with pytest.raises(ValueError, match="images must be uint8"):
         AttributeTensors(images.float(), labels, ["a", "b"])
     with pytest.raises(ValueError, match="labels must be int64"):

@@ -2,8 +2,8 @@
 
 Every row trains the network of the recipe celeba-32 for the same time, its steps being timed first, and is judged as
 `jem-hf evaluate` does. With --density it is the energy of jem-celeba, in the codes of that model: one warm-up of
---minutes, from which the rows of all seeds go on for as long again; rows from scratch have both times. Prints a
-Markdown table and keeps runs and results in --output, where a finished row stays.
+--warmup minutes, from which the rows of all seeds go on for --minutes; rows from scratch have both times. Prints
+Markdown tables and keeps runs and results in --output, where a finished row stays.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from statistics import mean, median, stdev
 import torch
 from transformers import TrainerCallback
 
+from jem_hf.data.tensors import random_rows
 from jem_hf.evaluation.evaluate import evaluate
 from jem_hf.evaluation.outliers import outlier_detection
 from jem_hf.evaluation.report import write_report
@@ -70,6 +71,7 @@ ALONE = (
 DENSITY_ROWS = {  # what goes on from the warm-up
     "the warm-up goes on": {},
     "logistic, broken pictures": BROKEN,
+    "logistic, broken pictures, four times the weight": BROKEN | {"cd_weight": 4 * codes["cd_weight"]},
     "squares, broken pictures": BROKEN | SQUARES,
     "logistic, buffer": BROKEN | FROM_BUFFER,
     "logistic, noise, 20 steps": BROKEN | {"chain_start": "noise", "chain_steps": 20, "chain_random_steps": False},
@@ -88,19 +90,24 @@ JUDGED = {
     "ECE": lambda r: r["prediction"]["ece"],
     "agreement, every attribute": lambda r: r["generation"]["full"]["agreement"],
     "pairs and triples all right": lambda r: r["generation"]["seen"]["all_right"],
-    "Fréchet distance": lambda r: r["generation"]["full"]["frechet_distance"]["samples"],
-}
-COLUMNS = JUDGED | {
-    f"AUROC {name.replace('_', ' ')}": lambda r, name=name: r["energy"][name]["auroc"]
-    for name in ("noisy", "blurred", "upside_down")
-}
-SETS = ("one_colour", "noisy", "blurred", "very_blurred", "shuffled", "upside_down", "inverted", "avatars", "others")
-DENSITY_COLUMNS = JUDGED | {
     "held-out all right": lambda r: r["generation"]["novel"]["all_right"],
+    "Fréchet distance": lambda r: r["generation"]["full"]["frechet_distance"]["samples"],
     "kernel distance": lambda r: r["generation"]["full"]["kernel_distance"]["samples"],
-    **{f"log p, {n.replace('_', ' ')}": lambda r, n=n: r["energy"].get(n, {}).get("log_p_auroc") for n in SETS},
-    **{f"score, {n.replace('_', ' ')}": lambda r, n=n: r["energy"].get(n, {}).get("auroc") for n in SETS},
 }
+BROKEN_SETS = (
+    "one_colour",
+    "noisy",
+    "blurred",
+    "very_blurred",
+    "shuffled",
+)  # some kinds of which negatives start from
+OTHER_SETS = ("upside_down", "inverted", "avatars", "others")
+
+
+def aurocs(key: str) -> dict:
+    """Columns of how well a score finds outliers."""
+    sets = BROKEN_SETS + OTHER_SETS
+    return {name.replace("_", " "): lambda r, name=name: r["energy"].get(name, {}).get(key) for name in sets}
 
 
 @dataclass
@@ -121,7 +128,6 @@ class Contest:
 
 
 CD_SHARE = 0.4
-JUDGES = {"oracle_epochs": 3, "feature_epochs": 3}  # the rows are compared with each other
 QUIET = {"eval_strategy": "no", "save_strategy": "no", "disable_tqdm": True, "sample_grid": 0}
 
 
@@ -165,11 +171,11 @@ def run(contest: Contest, settings: dict, output_dir: Path, minutes: float, seed
     trainer, spent = train(contest, settings, output_dir, minutes, seed)
     model = trainer.ema.module.eval()
     if model.outliers is not None:
-        model.fit_outlier_score(contest.splits["train"].images[:3000])
-    report, pictures = evaluate(model, contest.splits, num_images=192, num_cas=0, baselines=False, **JUDGES)
+        model.fit_outlier_score(contest.splits["train"].sample(2000).images)
+    report, pictures = evaluate(model, contest.splits, num_images=192, num_cas=0, baselines=False)
     if contest.others is not None:
         images = contest.splits["test"].images
-        report["energy"] |= outlier_detection(model, images, num_avatars=0, others=contest.others)
+        report["energy"] |= outlier_detection(model, images, outliers={"others": contest.others})
     write_report(report, pictures, output_dir, model.config)
     return {"minutes": spent, "steps": trainer.state.global_step, **report}
 
@@ -182,13 +188,13 @@ def contest_of_codes(args) -> tuple[Contest, dict, dict]:
     contest = Contest("jem-celeba", splits, values, {"autoencoder": "jem-celeba", "optimal_transport": False})
     if args.others:
         images = load_splits({"name_or_path": args.others}, processor)[0]["test"].images
-        contest.others = to_pixels(images[:300])
+        contest.others = to_pixels(images[random_rows(len(images), 300)])
     first = args.output / "warm-up"
     if not (first / "model.safetensors").exists():
-        train(contest, {"objective": "warmup"}, first, args.minutes)
+        train(contest, {"objective": "warmup"}, first, args.warmup)
     going_on = {"from_pretrained": str(first), "learning_rate": 5e-4, "objective": "warmup"}
     rows = {name: going_on | settings for name, settings in DENSITY_ROWS.items()} | SCRATCH_ROWS
-    return contest, rows, {name: args.minutes * (1 + (name in SCRATCH_ROWS)) for name in rows}
+    return contest, rows, {name: args.minutes + args.warmup * (name in SCRATCH_ROWS) for name in rows}
 
 
 def contest_of_pixels(args) -> tuple[Contest, dict, dict]:
@@ -204,6 +210,15 @@ def cell(values: list) -> str:
     return f"{mean(values):.4g}" + (f" ± {stdev(values):.2g}" if len(values) > 1 else "")
 
 
+def print_table(title: str, columns: dict, results: dict[str, list[dict]]) -> None:
+    """Markdown: a row for each training, a column for each figure."""
+    print(f"| {title} | " + " | ".join(columns) + " |")
+    print("|---|" + "---:|" * len(columns))
+    for name, each in results.items():
+        print(f"| {name} | " + " | ".join(cell([column(r) for r in each]) for column in columns.values()) + " |")
+    print()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", help="CelebA: a folder or Hub id")
@@ -211,6 +226,7 @@ def main():
         "--density", action="store_true", help="energies of codes, and what they are worth as densities"
     )
     parser.add_argument("--minutes", type=float, default=5.0, help="training time of a row")
+    parser.add_argument("--warmup", type=float, default=10.0, help="--density: minutes of the warm-up before the rows")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rows", nargs="+", help="of the table; all if not given")
     parser.add_argument("--others", help="--density: a folder of something else, the set 'others'")
@@ -218,20 +234,19 @@ def main():
     args = parser.parse_args()
 
     contest, rows, minutes = (contest_of_codes if args.density else contest_of_pixels)(args)
-    columns = DENSITY_COLUMNS if args.density else COLUMNS
-    print("| training | minutes | steps | " + " | ".join(columns) + " |")
-    print("|---|" + "---:|" * (2 + len(columns)))
+    results: dict[str, list[dict]] = {}
     for name in args.rows or rows:
-        results = []
         for seed in range(args.seeds):
             folder = args.output / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
             file = folder / "result.json"
             if not file.exists():
                 file.write_text(json.dumps(run(contest, rows[name], folder, minutes[name], seed)))
-            results.append(json.loads(file.read_text()))
-        cells = [cell([each[key] for each in results]) for key in ("minutes", "steps")]
-        cells += [cell([column(each) for each in results]) for column in columns.values()]
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+            results.setdefault(name, []).append(json.loads(file.read_text()))
+    spent = {name: lambda r, name=name: r[name] for name in ("minutes", "steps")}
+    print_table("training", spent | JUDGED, results)
+    print_table("AUROC by log p(x)", aurocs("log_p_auroc"), results)
+    if args.density:
+        print_table("AUROC by the outlier score", aurocs("auroc"), results)
 
 
 if __name__ == "__main__":

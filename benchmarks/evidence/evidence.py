@@ -37,8 +37,8 @@ def load_data(args, model: JemModel) -> Data:
     train, validation = validation_part(splits)
     others = {}
     for name in args.others:
-        images = load_splits({"name_or_path": name}, processor)[0]["test"].images
-        others[Path(name).name] = to_pixels(images[: args.num_images])
+        test = load_splits({"name_or_path": name}, processor)[0]["test"]
+        others[Path(name).name] = to_pixels(test.sample(args.num_images).images)
     if args.model != "jem-avatars":
         avatars = [pil_to_tensor(render(i, size=model.config.image_size)[0]) for i in range(args.num_images)]
         others["avatars"] = to_pixels(torch.stack(avatars))

@@ -105,7 +105,7 @@ SHIFTS: dict[str, tuple[Callable, tuple]] = {  # five strengths each, after Hend
 
 def shift(contenders: dict[str, Contender], data: Data) -> dict:
     """Metrics by contender, shift and strength (0: none), and the area under risk and coverage over all of them."""
-    test = data.test.subset(slice(data.num_images))
+    test = data.test.sample(data.num_images)
     report: dict[str, dict] = {}
     for name, contender in contenders.items():
         errors, confidence, log_p = [], [], []
@@ -143,13 +143,13 @@ def _log_p(model: JemModel, x: torch.Tensor) -> torch.Tensor:
 
 def outliers(contenders: dict[str, Contender], data: Data) -> dict:
     """AUROC and FPR at 95% by contender, signal and kind of outlier."""
-    real = to_pixels(data.test.images[: data.num_images])
+    real = to_pixels(data.test.sample(data.num_images).images)
     sets = {name: change(real) for name, change in outlier_sets(real).items()} | data.others
     report: dict[str, dict] = {}
     for name, contender in contenders.items():
-        of_real = _signals(contender, real, data.train.images[: 4 * data.num_images])
+        of_real = _signals(contender, real, data.train.sample(4 * data.num_images).images)
         for kind, x in sets.items():
-            found = _signals(contender, x, data.train.images[: 4 * data.num_images])
+            found = _signals(contender, x, data.train.sample(4 * data.num_images).images)
             for signal, values in found.items():
                 report.setdefault(name, {}).setdefault(signal, {})[kind] = _separation(of_real[signal], values)
     return report
@@ -188,7 +188,7 @@ def known_labels(contenders: dict[str, Contender], data: Data) -> dict:
 
     Beside them gradient-boosted trees on the first one's probabilities and the known labels, fitted to validation.
     """
-    test, validation = data.test.subset(slice(data.num_images)), data.validation
+    test, validation = data.test.sample(data.num_images), data.validation
     num_attributes = test.labels.shape[1]
     numbers = [number for number in KNOWN if number < num_attributes]
     report: dict[str, dict] = {name: {} for name in (*contenders, "boosted trees")}
@@ -270,7 +270,7 @@ def combinations(contenders: dict[str, Contender], data: Data, held_out: torch.T
 
 def attacks(contenders: dict[str, Contender], data: Data) -> dict:
     """Accuracy under projected gradient descent (Madry et al. 2018) by contender and size of the attack, in 255ths."""
-    test = data.test.subset(slice(data.num_images // 2))
+    test = data.test.sample(data.num_images // 2)
     x, labels = to_pixels(test.images), test.labels
     report: dict[str, dict] = {}
     for name, contender in contenders.items():

@@ -52,6 +52,15 @@ class AttributeTensors(torch.utils.data.Dataset):
         places = self.places and [self.places[i] for i in torch.arange(len(self))[indices].tolist()]
         return AttributeTensors(self.images[indices], self.labels[indices], self.attributes, places)
 
+    def sample(self, num: int) -> "AttributeTensors":
+        """At most `num` rows, see [`random_rows`]."""
+        return self.subset(random_rows(len(self), num))
+
+
+def random_rows(total: int, num: int) -> torch.Tensor:
+    """At most `num` of so many rows, at random, the same each time: the first of a data set are often of one kind."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:num]
+
 
 class AttributeStream(torch.utils.data.IterableDataset):
     """

@@ -7,6 +7,7 @@ import torch
 from torchvision.transforms.v2.functional import gaussian_blur, pil_to_tensor
 
 from ..data.avatars import ATTRIBUTES, render
+from ..data.tensors import random_rows
 from ..models.configuration_jem import JemConfig
 from ..models.image_processing_jem import to_pixels
 from ..models.modeling_jem import JemModel
@@ -31,7 +32,7 @@ def outlier_sets(images: torch.Tensor) -> dict[str, Callable[[torch.Tensor], tor
 
 
 def outlier_detection(
-    model: JemModel, images: torch.Tensor, num: int = 500, num_avatars: int = 300, others: torch.Tensor | None = None
+    model: JemModel, images: torch.Tensor, num: int = 500, outliers: dict[str, torch.Tensor] | None = None
 ) -> dict:
     """
     How well a model tells real images from outliers.
@@ -39,22 +40,22 @@ def outlier_detection(
     Args:
         images (`torch.Tensor` of shape (N, C, H, W)): Real ones, uint8.
         num (`int`): Of them that are looked at, and of each kind of outlier.
-        num_avatars (`int`): Cartoon faces among the outliers; 0 leaves them out.
-        others (`torch.Tensor` of shape (M, C, H, W), *optional*): Images of something else, in [-1, 1].
+        outliers (`dict[str, torch.Tensor]`, *optional*):
+            Images (M, C, H, W) in [-1, 1] by name; by default what [`outlier_sets`] makes of the real ones, and
+            "avatars", 300 cartoon faces, unless the model knows avatars, has no three colour channels, or the packages
+            that draw them are not there.
 
     Returns:
         For each set "log_p_auroc", by `log p(x)`, and where the model has an outlier score "auroc" by it and "fpr95",
-        the share of outliers that pass where 95% of the real images do; without one "auroc" is by `log p(x)` too. The
-        sets: what [`outlier_sets`] makes of the images, "others" if given, and "avatars", unless the model knows
-        avatars, has no three colour channels, or the packages that draw them are not there.
+        the share of outliers that pass where 95% of the real images do; without one "auroc" is by `log p(x)` too.
     """
-    real = to_pixels(images[:num])
-    outliers = {name: torch.cat([change(x) for x in real.split(250)]) for name, change in outlier_sets(real).items()}
-    avatars = _avatars(model.config, min(num_avatars, len(real)))
-    if avatars is not None:
-        outliers["avatars"] = to_pixels(avatars)
-    if others is not None:
-        outliers["others"] = others
+    real = to_pixels(images[random_rows(len(images), num)])
+    if outliers is None:
+        outliers = {
+            name: torch.cat([change(x) for x in real.split(250)]) for name, change in outlier_sets(real).items()
+        }
+        avatars = _avatars(model.config, min(300, len(real)))
+        outliers |= {} if avatars is None else {"avatars": to_pixels(avatars)}
     score = _distances if model.has_outlier_score else _surprise
     of_real, by_log_p = score(model, real), _surprise(model, real)
     report = {}
@@ -87,7 +88,7 @@ def energy_quantiles(model: JemModel, images: torch.Tensor) -> list[float]:
 
 def _avatars(config: JemConfig, num: int) -> torch.Tensor | None:
     """Cartoon faces, uint8 (num, 3, H, W), as images from elsewhere."""
-    if num == 0 or config.num_channels != 3 or set(config.attributes) <= set(ATTRIBUTES):
+    if config.num_channels != 3 or set(config.attributes) <= set(ATTRIBUTES):
         return None
     try:
         return torch.stack([pil_to_tensor(render(index, size=config.image_size)[0]) for index in range(num)])

@@ -4,6 +4,7 @@ from itertools import combinations
 
 import torch
 
+from ..data.tensors import random_rows
 from ..models.configuration_jem import JemConfig
 from ..models.requests_jem import parse_request
 
@@ -66,11 +67,11 @@ def requests_by_kind(
         held_out: those combinations (C, K), for "novel".
     """
     num_sparse = max(1, num // 8)
-    requests = {"full": (_complete(test)[:num], "test")}
+    requests = {"full": (_complete(test, num), "test")}
     if ((test >= 0).sum(1) >= 2).any():
         requests["seen"] = (seen_requests(test, num_sparse).repeat_interleave(8, 0), "test")
     if novel is not None:
-        requests["full_novel"] = (_complete(novel)[:num], "novel")
+        requests["full_novel"] = (_complete(novel, num), "novel")
     if len(held_out):
         rows = held_out[torch.arange(num_sparse) % len(held_out)]
         requests["novel"] = (rows.repeat_interleave(8, 0), "novel")
@@ -79,13 +80,15 @@ def requests_by_kind(
 
 def matching_rows(labels: torch.Tensor, requests: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """For each request up to ten real rows that carry its labels: indices of rows and of requests."""
-    rows, which = [], []
+    rows, which, order = [], [], random_rows(len(labels), len(labels))
+    labels = labels[order]
     for i, request in enumerate(requests):
-        match = ((labels == request) | (request < 0)).all(1).nonzero()[:10, 0]
+        match = order[((labels == request) | (request < 0)).all(1)][:10]
         rows.append(match)
         which.append(torch.full_like(match, i))
     return torch.cat(rows), torch.cat(which)
 
 
-def _complete(labels: torch.Tensor) -> torch.Tensor:
-    return labels[(labels >= 0).all(1)]
+def _complete(labels: torch.Tensor, num: int) -> torch.Tensor:
+    complete = labels[(labels >= 0).all(1)]
+    return complete[random_rows(len(complete), num)]

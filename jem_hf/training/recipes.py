@@ -135,9 +135,9 @@ def train(recipe: Recipe, resume: bool = False) -> tuple[JemTrainer, dict]:
 
 
 def _some_images(train: Dataset, num: int = 2000) -> torch.Tensor:
-    """Images (N, C, H, W) of a training split, spread over it; the first of a stream."""
+    """Images (N, C, H, W) of a training split; the first of a stream."""
     if isinstance(train, AttributeTensors):
-        return train.images[:: max(1, len(train) // num)]
+        return train.sample(num).images
     return torch.stack([row["pixel_values"] for row in islice(train, num)])
 
 

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 from torch.utils.data import Dataset
 from transformers.trainer_utils import TrainOutput
 
+from ..data.tensors import AttributeTensors
 from ..metrics.prediction import prediction_metrics
 from ..models.image_processing_jem import JemImageProcessor, to_pixels
 from ..models.modeling_jem import JemModel
@@ -105,10 +106,14 @@ class JemTrainer(PublishingTrainer):
         return metrics
 
     def _write_grid(self, dataset):
-        """Draw what the first evaluation images are labelled as, from the same noise every time."""
+        """Draw what some evaluation images are labelled as, from the same noise every time."""
         if isinstance(dataset, dict):
             dataset = next(iter(dataset.values()))
-        labels = torch.stack([row["labels"] for row in islice(dataset, self.args.sample_grid)])
+        num = self.args.sample_grid
+        if isinstance(dataset, AttributeTensors):
+            labels = dataset.sample(num).labels
+        else:
+            labels = torch.stack([row["labels"] for row in islice(dataset, num)])
         generator = torch.Generator(self.model.device).manual_seed(self.args.seed)
         x, _ = self.ema.module.generate(labels.to(self.model.device), generator=generator)
         os.makedirs(self.args.output_dir, exist_ok=True)
