@@ -25,7 +25,7 @@ from PIL import Image, ImageEnhance
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from jem_hf import AttributeTensors, JemImageProcessor, JemModel
+from jem_hf import AttributeTensors, JemConfig, JemImageProcessor, JemModel
 from jem_hf.curation.audit import cross_fit
 from jem_hf.curation.balance import fill_combinations
 from jem_hf.curation.duplicates import near_duplicates
@@ -133,7 +133,8 @@ def audit(args) -> dict:
         scores = {}
         for name, head in (("cross-fitted", "product"), ("cross-fitted, given the other labels", "pairwise")):
             if head == "product" or args.pairwise:
-                network = JemModel(type(model.config).from_dict(model.config.to_dict() | {"head": head}))
+                changed = {"head": head, "calibrated": False}
+                network = JemModel(JemConfig.from_dict(model.config.to_dict() | changed))
                 if model.autoencoder is not None:
                     network.autoencoder.load_state_dict(model.autoencoder.state_dict())
                 p = cross_fit(network, train.images, labels, num_folds=2, num_epochs=args.epochs)

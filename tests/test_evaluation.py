@@ -18,7 +18,7 @@ from jem_hf.evaluation.generation import (
 )
 from jem_hf.evaluation.judges import load_feature_network
 from jem_hf.evaluation.outliers import outlier_detection, outlier_sets
-from jem_hf.evaluation.prediction import compare_prediction, predict, validation_part, zero_shot_recognition
+from jem_hf.evaluation.prediction import compare_prediction, predict, zero_shot_recognition
 from jem_hf.evaluation.report import write_report
 from jem_hf.evaluation.requests import (
     held_out_combinations,
@@ -30,6 +30,7 @@ from jem_hf.evaluation.requests import (
 from jem_hf.hub.cards import write_card
 from jem_hf.metrics.prediction import prediction_metrics, reliability_curve
 from jem_hf.models.image_processing_jem import to_pixels
+from jem_hf.training.splits import validation_part
 
 
 def test_request_bounds_by_hand():

@@ -81,7 +81,8 @@ def train_model(base: JemModel, data: AttributeTensors, settings: dict, num_step
     head, dropout = settings.pop("head", "product"), settings.pop("dropout", 0.0)
     settings["chain_free_steps"] = int(settings.pop("chain_free_share", 0) * num_steps)
     torch.manual_seed(seed)
-    model = JemModel(JemConfig.from_dict(base.config.to_dict() | {"head": head, "outlier_score": False}))
+    changed = {"head": head, "outlier_score": False, "calibrated": False}
+    model = JemModel(JemConfig.from_dict(base.config.to_dict() | changed))
     if base.autoencoder is not None:
         model.autoencoder.load_state_dict(base.autoencoder.state_dict())
     if dropout:

@@ -21,10 +21,9 @@ from jem_hf import JemImageProcessor, JemModel
 from jem_hf.data.avatars import render
 from jem_hf.evaluation.evaluate import with_half_of_novel
 from jem_hf.evaluation.judges import load_oracle
-from jem_hf.evaluation.prediction import validation_part
 from jem_hf.evaluation.requests import held_out_combinations
 from jem_hf.models.image_processing_jem import to_pixels
-from jem_hf.training.splits import load_evaluation_splits, load_splits
+from jem_hf.training.splits import load_evaluation_splits, load_splits, validation_part
 
 TRIALS = ("few_labels", "shift", "outliers", "known_labels", "combinations", "attacks")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from safetensors.torch import load_file
 
 from ..data.tensors import AttributeTensors
+from ..models.configuration_jem import JemConfig
 from ..models.modeling_jem import JemModel
 from ..training.classifier import BATCH_SIZE, TRAINING, pixel_classifier, train_classifier
 from ..training.devices import all_agree
@@ -20,7 +21,7 @@ def untrained_classifiers(model: JemModel) -> dict[str, JemModel]:
     The networks that a joint model is measured against, by name: "classifier", of the same network; where the energy
     is of codes that is "classifier_of_codes", and "classifier" sees pixels, by the paper's network.
     """
-    own = JemModel(model.config)
+    own = JemModel(JemConfig.from_dict(model.config.to_dict() | {"calibrated": False}))
     if model.autoencoder is None:
         return {"classifier": own}
     own.autoencoder.load_state_dict(model.autoencoder.state_dict())

@@ -9,12 +9,13 @@ from ..data.tensors import AttributeTensors
 from ..models.modeling_jem import JemModel
 from ..models.requests_jem import format_request
 from ..training.devices import join_processes
+from ..training.splits import validation_part
 from .baseline import load_classifier, untrained_classifiers
 from .generation import Progress, classification_accuracy_score, judge_images
 from .judges import load_feature_network, load_oracle, no_progress
 from .likelihood import estimate_likelihood
 from .outliers import energy_quantiles, outlier_detection
-from .prediction import compare_prediction, predict, validation_part, zero_shot_recognition
+from .prediction import compare_prediction, predict, zero_shot_recognition
 from .requests import held_out_combinations, requests_by_kind
 
 

@@ -34,22 +34,6 @@ def predict(
     return torch.cat(logits), torch.cat(log_p).numpy()
 
 
-def validation_part(splits: dict[str, AttributeTensors]) -> tuple[AttributeTensors, AttributeTensors]:
-    """
-    What a classifier is trained on, and what its calibration is fitted on.
-
-    The splits "train" and "validation" (or "valid"); without the latter a random tenth of the training split is it,
-    one image or more; both are all of a training split of a single image.
-    """
-    train = splits["train"]
-    for name in ("validation", "valid"):
-        if name in splits:
-            return train, splits[name]
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    num = max(1, round(0.1 * len(train)))
-    return train.subset(order[num:] if len(train) > num else order), train.subset(order[:num])
-
-
 def compare_prediction(
     model: JemModel,
     classifiers: dict[str, JemModel],

@@ -62,6 +62,8 @@ class JemConfig(OnHub, PreTrainedConfig):
             the chain) or `"complete"` (drawn once, before the chain, from the model of the labels).
         outlier_score (`bool`, defaults to False): Whether it says how strange an image is, see
             [`OutlierScore`](outliers_jem.py); its statistics of training images are taken at the end of training.
+        calibrated (`bool`, defaults to False): Whether probabilities are fitted to a validation split at the end of
+            training, see [`Calibration`](calibration_jem.py); needs the head `"product"`.
         label_sampler (`str`, defaults to `"gibbs"`):
             How labels that interact are drawn: `"gibbs"` or `"gibbs_with_gradients"`. The head "product" needs none.
 
@@ -93,6 +95,7 @@ class JemConfig(OnHub, PreTrainedConfig):
     free_attributes: str = "complete"
     label_sampler: str = "gibbs"
     outlier_score: bool = False
+    calibrated: bool = False
 
     def __post_init__(self, **kwargs):
         self.backbone_kwargs = self.backbone_kwargs or {}
@@ -147,6 +150,8 @@ class JemConfig(OnHub, PreTrainedConfig):
             as_choice(field, getattr(self, field), choices)
         for field, smallest in SMALLEST.items():
             as_float(field, getattr(self, field), smallest)
+        if self.calibrated and self.head != "product":
+            raise ValueError(f"calibrated needs the head 'product', not {self.head!r}: set calibrated to false")
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):

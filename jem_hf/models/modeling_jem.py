@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 
 from .autoencoder_jem import create_autoencoder, load_diffusers, read_config
 from .backbone_jem import create_backbone, init_non_persistent_buffers
+from .calibration_jem import Calibration
 from .configuration_jem import JemConfig
 from .generation_jem import SamplingMixin
 from .heads_jem import HEADS, cross_entropy
@@ -83,6 +84,7 @@ class JemModel(SamplingMixin, CheckedInputs, OnHub, CheckedWeights, PreTrainedMo
         self.head = HEADS[config.head](self.backbone.head_hidden_size, config.num_values)
         self.label_prior = PairwiseLabelPrior(config.num_values)
         self.expect_outlier_score(bool(config.outlier_score))
+        self.expect_calibration(bool(config.calibrated))
         self.post_init()
         self.to_channels_last()
 
@@ -147,7 +149,8 @@ class JemModel(SamplingMixin, CheckedInputs, OnHub, CheckedWeights, PreTrainedMo
             potentials = [checkpoint(self.potentials, x, use_reentrant=False, preserve_rng_state=False) for x in parts]
             return torch.cat(potentials)
         self._check_codes(codes)
-        return self.head(self.backbone(codes.to(self.dtype)))
+        potentials = self.head(self.backbone(codes.to(self.dtype)))
+        return potentials if self.calibration is None else self.calibration(potentials)
 
     def label_distribution(
         self, codes: torch.Tensor, batch_size: int | None = None, label_sampler: str | None = None
@@ -200,6 +203,11 @@ class JemModel(SamplingMixin, CheckedInputs, OnHub, CheckedWeights, PreTrainedMo
             self.outliers: Any = None
         elif getattr(self, "outliers", None) is None:
             self.outliers = OutlierScore(num_scores(self.autoencoder is not None))
+
+    def expect_calibration(self, expect: bool = True) -> None:
+        """Have a [`Calibration`](calibration_jem.py), which changes nothing before it is fitted, or none."""
+        self.config.calibrated = expect
+        self.calibration: Any = Calibration(self.config.num_values).to(self.device) if expect else None
 
     @torch.no_grad()
     def fit_outlier_score(self, images: torch.Tensor, batch_size: int = 250) -> None:

@@ -23,6 +23,7 @@ def resize(model, attributes: list[str], attribute_values: dict[str, list[str]] 
     prior = _resized_prior(model.label_prior, mixture[new][:, old], added[new], dropped[old])
     _load(label_prior, prior, model.label_prior)
     model.config, model.head, model.label_prior = config, head, label_prior
+    model.expect_calibration(config.calibrated)
     if model.outliers is not None:  # its statistics are those of another log p(x)
         model.outliers.quantiles.zero_()
 

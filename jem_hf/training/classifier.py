@@ -67,7 +67,7 @@ def pixel_classifier(config: JemConfig, width: int, hidden_size: int) -> JemMode
     """The paper's network on pixels, untrained, for the images and attributes of `config`."""
     network = {"width": width, "hidden_size": hidden_size, "stem_stride": 2 if config.image_size >= 64 else 1}
     of_pixels = {"autoencoder": None, "backbone": "jem_cnn", "backbone_kwargs": network, "head": "product"}
-    return JemModel(JemConfig.from_dict(config.to_dict() | of_pixels))
+    return JemModel(JemConfig.from_dict(config.to_dict() | of_pixels | {"calibrated": False}))
 
 
 class _StepCallback(TrainerCallback):

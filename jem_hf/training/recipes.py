@@ -18,9 +18,10 @@ from ..models.modeling_jem import JemModel
 from ..models.values_jem import nearest_name
 from .arguments import JemTrainingArguments
 from .autoencoder import train_autoencoder
+from .calibration import calibrate
 from .fields import SECTIONS, check_types, expand_home, field_value, read_yaml, section_of
 from .fine_tuning import load_resized, unite_attributes
-from .splits import load_splits
+from .splits import load_splits, validation_part
 from .trainer import JemTrainer
 
 logger = logging.get_logger(__name__)
@@ -120,8 +121,13 @@ def train(recipe: Recipe, resume: bool = False) -> tuple[JemTrainer, dict]:
         processor = JemImageProcessor(**recipe.image_processor)
     _training_arguments(recipe.training)  # a mistake is found before any data is loaded
     splits, values = load_splits(recipe.dataset, processor)
+    calibrated = recipe.model.get("calibrated")
     if pretrained:
-        splits, values = unite_attributes(splits, values, JemConfig.from_pretrained(pretrained))
+        config = JemConfig.from_pretrained(pretrained)
+        splits, values = unite_attributes(splits, values, config)
+        calibrated = config.calibrated if calibrated is None else calibrated
+    if calibrated and "train" in splits:
+        splits["train"], validation = validation_part(splits)
     trainer = make_trainer(recipe, splits, values, processor)
     checkpoint = trainer.newest_checkpoint() if resume else None
     if checkpoint is None:
@@ -129,6 +135,9 @@ def train(recipe: Recipe, resume: bool = False) -> tuple[JemTrainer, dict]:
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.model.config.outlier_score:
         trainer.ema.module.fit_outlier_score(_some_images(splits["train"]))
+    if trainer.model.config.calibrated:
+        calibrate(trainer.ema.module, validation)
+        splits["validation"] = validation
     trainer.save_model()
     trainer.save_state()
     return trainer, splits
@@ -157,11 +166,13 @@ def make_trainer(recipe: Recipe, splits: dict, values: dict, processor: JemImage
     novel = _novel_combinations(recipe.dataset.get("novel"), splits, attributes, values)
     torch.manual_seed(args.seed)
     if pretrained:
-        has_score = settings.pop("outlier_score", None)
+        has_score, is_calibrated = (settings.pop(name, None) for name in ("outlier_score", "calibrated"))
         settings = {name: value for name, value in settings.items() if name not in NETWORK_FIELDS}
         model = load_resized(pretrained, splits["train"], values, novel, **settings)
         if has_score is not None:
             model.expect_outlier_score(has_score)
+        if is_calibrated is not None:
+            model.expect_calibration(is_calibrated)
     else:
         image_size = next(iter(splits["train"]))["pixel_values"].shape[-1]
         settings = {"image_size": image_size, **settings}

@@ -1,9 +1,11 @@
 """Splits of a dataset as tensors: those that a recipe trains on, and those that a trained model is evaluated on."""
 
+import torch
+
 from ..data.columns import attribute_values, features_of
 from ..data.loading import load_attribute_dataset
 from ..data.sources import is_local
-from ..data.tensors import AttributeStream, encode_dataset
+from ..data.tensors import AttributeStream, AttributeTensors, encode_dataset
 from ..models.configuration_jem import JemConfig
 from ..models.image_processing_jem import JemImageProcessor
 from ..models.values_jem import BINARY, nearest_name
@@ -84,3 +86,24 @@ def load_evaluation_splits(
             raise ValueError(f"unknown field {name!r}{nearest_name(name, SECTIONS['dataset'])}")
         dataset[name] = field_value("dataset", name, text)
     return load_splits(dataset, processor, config.attributes, config.attribute_values)[0]
+
+
+def validation_part(splits: dict[str, AttributeTensors]) -> tuple[AttributeTensors, AttributeTensors]:
+    """
+    What is trained on, and what a calibration is fitted on.
+
+    The splits "train" and "validation" (or "valid"); without the latter a random tenth of the training split is it,
+    one image or more; both are all of a training split of a single image.
+
+    Raises:
+        ValueError: a training split that is a stream, and no other.
+    """
+    train = splits["train"]
+    for name in ("validation", "valid"):
+        if name in splits:
+            return train, splits[name]
+    if not isinstance(train, AttributeTensors):
+        raise ValueError("a stream has no images to spare for calibration: add a split 'validation', or do without it")
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    num = max(1, round(0.1 * len(train)))
+    return train.subset(order[num:] if len(train) > num else order), train.subset(order[:num])

@@ -71,6 +71,8 @@ class JemTrainer(PublishingTrainer):
         labels = self.teacher.label(self.train_dataset) if self.teacher else _all_labels(self.train_dataset)
         self.model.label_prior.fit(labels)
         self.ema.module.label_prior.load_state_dict(self.model.label_prior.state_dict())
+        for each in filter(None, (self.model.calibration, self.ema.module.calibration)):
+            each.reset()  # what is trained is the energy as it is; see `calibrate`
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def parameter_groups(self) -> list[dict]:
