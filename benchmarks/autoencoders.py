@@ -35,7 +35,8 @@ def contenders() -> dict[str, torch.nn.Module]:
 def reconstruct(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
     if isinstance(network, Autoencoder):
         return network.decode(network.encode(images))
-    return network(images).sample
+    encoded = network.encode(images)  # not forward, in which AutoencoderTiny rounds codes to bytes, without a gradient
+    return network.decode(encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.sample()).sample
 
 
 def train_step(network: torch.nn.Module, images: torch.Tensor) -> None:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -209,7 +210,11 @@ def _jpeg(image: Image.Image, quality: int) -> Image.Image:
 
 
 def balance(args) -> dict:
-    """Accuracy of one attribute over test images, overall and in the worst group, for each remedy and seed."""
+    """
+    Accuracy of one attribute over test images, overall and in the worst group, for each remedy and seed.
+
+    All see the whole training split, as the model has, and the same number of steps.
+    """
     model = JemModel.from_pretrained(args.model)
     splits = _splits(args, model)
     target, other = args.target, args.other
@@ -220,7 +225,7 @@ def balance(args) -> dict:
     few = torch.cat([order[groups[order] == g][:10] for g in groups.unique() if (groups == g).sum() >= 100])
     kept = torch.ones(len(rest), dtype=torch.bool)
     kept[few] = False
-    thinned = _joined(splits["train"].sample(args.num_images), rest.subset(few))
+    thinned = _joined(splits["train"], rest.subset(few))
     judged = _joined(test, rest.subset(kept))
     oracle = load_oracle(thinned, model.config.num_values)
     drawn, report = fill_combinations(model, thinned, [target, other], args.per_combination, oracle)
@@ -234,7 +239,7 @@ def balance(args) -> dict:
         for name, part, weighted in (
             ("thinned", thinned, False), ("thinned, reweighted", thinned, True), ("balanced", filled, False)
         ):  # fmt: skip
-            p = _classify(part, k, m, weighted, seed, args.epochs, judged.images)
+            p = _classify(part, k, m, weighted, seed, args.steps, judged.images)
             right = (p > 0.5).long() == judged.labels[:, k]
             group = judged.labels[:, k] * 2 + judged.labels[:, m]
             by_group = {int(g): right[group == g].float().mean().item() for g in group.unique()}
@@ -250,7 +255,7 @@ def _joined(*parts: AttributeTensors) -> AttributeTensors:
     return AttributeTensors(images, labels, parts[0].attributes)
 
 
-def _classify(train, k: int, m: int, weighted: bool, seed: int, num_epochs: int, images) -> torch.Tensor:
+def _classify(train, k: int, m: int, weighted: bool, seed: int, num_steps: int, images) -> torch.Tensor:
     """`p(y_k)` of images by the oracle's network, trained on this attribute alone; by weights of groups if asked."""
     torch.manual_seed(seed)
     y, group = train.labels[:, k], train.labels[:, k] * 2 + train.labels[:, m]
@@ -258,19 +263,18 @@ def _classify(train, k: int, m: int, weighted: bool, seed: int, num_epochs: int,
     if weighted:
         weights = (len(y) / 4 / group.bincount(minlength=4).clamp(min=1))[group]
     network = Oracle(train.images.shape[1], [2]).to(memory_format=torch.channels_last).train()
-    total = num_epochs * -(-len(y) // 64)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total)
-    for _ in range(num_epochs):
-        for rows in torch.randperm(len(y)).split(64):
-            x = to_pixels(random_shift(augment(train.images[rows], flip=True, blur=False), 2))
-            with torch.autocast("cpu", torch.bfloat16, enabled=has_native_bfloat16()):
-                logits = network(x)[:, 0]
-            loss = (weights[rows] * F.cross_entropy(logits.float(), y[rows], reduction="none")).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, num_steps)
+    passes = (rows for _ in count() for rows in torch.randperm(len(y)).split(64))
+    for rows in islice(passes, num_steps):
+        x = to_pixels(random_shift(augment(train.images[rows], flip=True, blur=False), 2))
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_native_bfloat16()):
+            logits = network(x)[:, 0]
+        loss = (weights[rows] * F.cross_entropy(logits.float(), y[rows], reduction="none")).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
     return network.eval().predict_proba(images)[:, 0, 1]
 
 
@@ -285,7 +289,8 @@ def main():
     parser.add_argument("--dataset", default="avatars")
     parser.add_argument("--num-images", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3, help="tag: how often each way is timed")
-    parser.add_argument("--epochs", type=int, default=6, help="audit, balance: passes over the data")
+    parser.add_argument("--epochs", type=int, default=6, help="audit: passes over the data")
+    parser.add_argument("--steps", type=int, default=1000, help="balance: of 64 images, of each classifier")
     parser.add_argument("--pairwise", action="store_true", help="audit: judge labels given the others, too")
     parser.add_argument("--show", type=int, default=24, help="duplicates: pairs of the data's own in duplicates.png")
     parser.add_argument("--target", default="Blond_Hair", help="balance: what is classified")

@@ -78,13 +78,15 @@ def draw(model: JemModel, requests: torch.Tensor, way: str, num_steps: int, seed
         nonlocal evaluations
         evaluations += len(output)
 
-    generator = torch.Generator(model.device).manual_seed(seed)
     arguments = {"temperature": 0.0} | (WAYS | COOLED)[way](FLOW_TIME / num_steps)
     settings = dict(num_inference_steps=num_steps, sampler="flow", sampler_kwargs=arguments)
     handle = model.backbone.register_forward_hook(count)
     try:
         with torch.autocast(model.device.type, torch.bfloat16, enabled="bfloat16" in way):
-            drawn = [model.generate(rows, generator=generator, **settings)[0] for rows in requests.split(BATCH_SIZE)]
+            drawn = []
+            for number, rows in enumerate(requests.split(BATCH_SIZE)):  # ways differ in how much noise they draw
+                generator = torch.Generator(model.device).manual_seed(seed + number)
+                drawn.append(model.generate(rows, generator=generator, **settings)[0])
     finally:
         handle.remove()
     return torch.cat(drawn).clamp(-1, 1), evaluations / len(requests)

@@ -45,7 +45,7 @@ def args(tmp_path, monkeypatch):
         lines.append(f"{i}.png,{'train' if i < 450 else 'test'},{stripe},{int(block > 0)}")
     (tmp_path / "data" / "metadata.csv").write_text("\n".join(lines))
     return SimpleNamespace(
-        model="tiny", dataset="data", num_images=250, epochs=1, seeds=1, seed=0, pairwise=False, show=0,
+        model="tiny", dataset="data", num_images=250, epochs=1, steps=30, seeds=1, seed=0, pairwise=False, show=0,
         target="block", other="stripe", per_combination=12,
     )  # fmt: skip
 

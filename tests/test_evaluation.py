@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from jem_hf import JemImageProcessor
+from jem_hf import JemImageProcessor, JemModel
 from jem_hf.cli import app
 from jem_hf.evaluation.evaluate import evaluate
 from jem_hf.evaluation.generation import (
@@ -24,6 +24,7 @@ from jem_hf.evaluation.requests import (
     held_out_combinations,
     matching_rows,
     novel_combinations,
+    one_row_each,
     requests_by_kind,
     seen_requests,
 )
@@ -112,6 +113,9 @@ def test_requests_of_sorted_data_are_of_all_kinds():
     labels = (torch.arange(1000)[:, None] >= torch.tensor([200, 500, 900])).long()
     requests, _ = requests_by_kind(labels, None, labels[:0], num=400)["full"]
     assert requests.double().mean(0).tolist() == pytest.approx([0.8, 0.5, 0.1], abs=0.05)
+    rows = one_row_each(labels, requests)
+    assert (labels[rows] == requests).all() and len(set(rows.tolist())) == len(rows) == 400
+    assert len(one_row_each(labels, torch.tensor([[1, 1, 1]] * 150 + [[-1, -1, -1]] * 3))) == 103  # there are but 100
     rows, which = matching_rows(labels, torch.tensor([[1, -1, -1]]))
     assert len(rows) == 10 and labels[rows, 0].all() and labels[rows, 1].any() and not which.any()
 
@@ -162,6 +166,18 @@ def test_comparison_of_a_model_with_itself_and_its_calibration(model, tensors):
     assert report["comparison"]["nll"]["difference"] == pytest.approx(raw["nll"] - scaled["nll"])
     assert report["comparison"]["accuracy"]["difference"] == 0
     assert set(report["comparison"]) == {"accuracy", "ap", "nll", "ece"}
+
+
+def test_scalings_may_be_of_a_classifier_of_their_own(model, config, tensors):
+    test = tensors.subset(slice(0, 30))
+    classifiers = {"classifier": model, "scaled_classifier": JemModel(config).eval()}
+    report, curves = compare_prediction(model, classifiers, tensors, test, num_resamples=20)
+    alone, _ = compare_prediction(model, {"classifier": classifiers["scaled_classifier"]}, tensors, test, 20)
+    names = {"classifier", "classifier_temperature", "classifier_attribute_scaling"}
+    assert set(report["baselines"]) == names and set(curves) == names | {"joint"}
+    assert report["baselines"]["classifier"]["nll"] == report["prediction"]["nll"]
+    scaled = [each["baselines"]["classifier_temperature"]["nll"] for each in (report, alone)]
+    assert scaled[0] == scaled[1] and report["rival"] == "classifier_temperature"
 
 
 def test_energy_auroc_of_a_constant_energy(model):
@@ -245,8 +261,8 @@ def test_whole_report_card_and_pictures(model, tensors, tmp_path):
     assert report["zero_shot"]["combinations"] == ["~Smiling & Hair=red", "Smiling & Hat"]
     assert pictures["samples"]["novel"][1].unique(dim=0).tolist() == [[0, 2, -1], [1, -1, 1]]
     names = (
-        "baseline classifier; oracle; feature network; drawing full; drawing seen; drawing full_novel; drawing novel; "
-        "drawing a training set; classifier of samples; classifier of real"
+        "baseline classifier; baseline scaled classifier; oracle; feature network; drawing full; drawing seen; "
+        "drawing full_novel; drawing novel; drawing a training set; classifier of samples; classifier of real"
     )
     assert stages == dict.fromkeys(names.split("; "), 1.0)
     again, _ = evaluate(model, splits, **settings)
@@ -279,7 +295,7 @@ def test_prediction_only(model, tensors, tmp_path):
         classifier_epochs=1,
         cache_dir=tmp_path,
     )
-    assert set(report) == {"num_images", "num_parameters", "prediction", "baselines", "comparison"}
+    assert set(report) == {"num_images", "num_parameters", "prediction", "baselines", "rival", "comparison"}
     assert [path.name for path in tmp_path.iterdir()] == ["classifiers"]
     write_report(report, pictures, tmp_path / "out", model.config)
 

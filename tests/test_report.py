@@ -28,6 +28,7 @@ def report(config):
         "num_parameters": 7,
         "prediction": row,
         "baselines": dict.fromkeys(("classifier", "classifier_temperature", "classifier_attribute_scaling"), row),
+        "rival": "classifier_temperature",
         "comparison": {"accuracy": {"difference": -0.0125, "low": -0.02, "high": 0.004}, "ap": None},
         "zero_shot": {
             "accuracy": 0.75, "chance": 0.5, "most_frequent": 0.6, "num_images": 12, "classifier": 0.625,

@@ -60,6 +60,7 @@ class Contender:
         codes = self.models[0].encode(pixels)  # all have the same autoencoder
         each = [model.label_distribution(codes).marginal_logits()[0] for model in self.models * self.num_passes]
         logits = torch.stack([one.softmax(-1) for one in each]).mean(0).clamp(min=1e-30).log()
+        logits = logits.masked_fill(each[0] == -torch.inf, -torch.inf)  # values that an attribute lacks
         return self.scaling(logits) if self.scaling else logits
 
     @torch.no_grad()

@@ -73,9 +73,9 @@ def evaluate(
     if split not in splits:
         raise ValueError(f"no split {split!r}; there are {', '.join(splits)} (val and dev are called validation)")
     model.eval()
-    config, test, novel = model.config, splits[split], splits.get("novel")
+    config, test = model.config, splits[split]
     known = {name: each for name, each in splits.items() if name != split}
-    train = known.get("train")
+    train, novel = known.get("train"), known.get("novel")
     if train is None and not prediction_only:
         raise ValueError(
             "oracle and feature network, which judge drawn images, learn from a training split, and there is none: "
@@ -88,10 +88,13 @@ def evaluate(
         report["left_out"] = {"baselines": reason}
     else:
         part, validation = validation_part(known)
-        for name, untrained in untrained_classifiers(model).items():
+        networks = untrained_classifiers(model)
+        if part is not train:  # the scalings take a tenth; the other classifiers have all that the model had
+            networks["scaled_classifier"] = untrained_classifiers(model)["classifier"]
+        for name, untrained in networks.items():
             stage = partial(progress, f"baseline {name.replace('_', ' ')}")
-            classifier = load_classifier(untrained, part, classifier_epochs, cache_dir, stage)
-            classifiers[name] = classifier.to(model.device)
+            seen = part if name == "scaled_classifier" else train
+            classifiers[name] = load_classifier(untrained, seen, classifier_epochs, cache_dir, stage).to(model.device)
     comparison, curves = compare_prediction(model, classifiers, validation, test, num_resamples)
     report |= comparison
     pictures = {"reliability": curves}

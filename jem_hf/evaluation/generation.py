@@ -16,7 +16,7 @@ from ..models.image_processing_jem import to_pixels
 from ..models.modeling_jem import JemModel
 from ..training.devices import join_processes
 from .judges import FeatureNetwork, Oracle, load_oracle, no_progress
-from .requests import matching_rows
+from .requests import matching_rows, one_row_each
 
 NUM_SHOWN = 16
 Progress = Callable[[str, int, int], None]  # called with a stage, its steps done and its steps in all
@@ -221,14 +221,14 @@ def judge_images(
         pictures["samples"][kind] = (images, rows)
         labels = real[split].labels
         report[kind] = judge_requests(oracle.predict(images), rows, predicted[split], labels, model.config.attributes)
-        distinct, groups = rows.unique(dim=0, return_inverse=True)
-        matches, real_groups = matching_rows(labels, distinct)
-        kept = torch.randperm(len(matches), generator=torch.Generator().manual_seed(0))[: len(images)]
-        real_images, real_groups = real[split].images[matches[kept]], real_groups[kept]
         if split == "test":
-            report[kind] |= set_distances(images, real_images, network, train_features, model)
+            beside = real[split].images[one_row_each(labels, rows)]
+            report[kind] |= set_distances(images, beside, network, train_features, model)
         if (rows < 0).any():
-            report[kind]["diversity"] = request_diversity(images, groups, real_images, real_groups, network)
+            distinct, groups = rows.unique(dim=0, return_inverse=True)
+            matches, real_groups = matching_rows(labels, distinct)
+            matched = real[split].images[matches]
+            report[kind]["diversity"] = request_diversity(images, groups, matched, real_groups, network)
         if kind == "full":
             distance, index = nearest_distance(images, train.images)
             real_distance = nearest_distance(real["test"].images, train.images)[0]

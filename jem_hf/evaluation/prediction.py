@@ -42,7 +42,8 @@ def compare_prediction(
     num_resamples: int = 200,
 ) -> tuple[dict, dict]:
     """
-    A joint model beside classifiers, and beside the one called "classifier" calibrated on `validation`.
+    A joint model beside classifiers, and beside one that is calibrated on `validation`: that called
+    "scaled_classifier", which is not reported as it is, or where there is none "classifier".
 
     Args:
         classifiers (`dict`): `JemModel` by name; without one the joint model stands alone.
@@ -52,15 +53,18 @@ def compare_prediction(
     Returns:
         report: "prediction" of the joint model and "baselines" (the classifiers, and "classifier_temperature"
             and "classifier_attribute_scaling"), each with [`prediction_metrics`] and [`bootstrap_intervals`] under
-            "intervals", and "comparison": [`paired_bootstrap`] of joint model less classifier with temperature.
+            "intervals", and "comparison": [`paired_bootstrap`] of joint model less "rival", the classifier with
+            temperature, or scaled per attribute where the model is calibrated itself.
         curves: for each of them its [`reliability_curve`] and its calibration error.
     """
     logits = {"joint": predict(model, test.images)[0]}
     logits |= {name: predict(each, test.images)[0] for name, each in classifiers.items()}
     if "classifier" in classifiers:
-        to_fit = predict(classifiers["classifier"], validation.images)[0]
+        name = "scaled_classifier" if "scaled_classifier" in classifiers else "classifier"
+        to_fit = predict(classifiers[name], validation.images)[0]
+        to_scale = logits.pop("scaled_classifier", logits["classifier"])
         for name, scaling in (("temperature", TemperatureScaling()), ("attribute_scaling", AttributeScaling())):
-            logits[f"classifier_{name}"] = scaling.fit(to_fit, validation.labels)(logits["classifier"])
+            logits[f"classifier_{name}"] = scaling.fit(to_fit, validation.labels)(to_scale)
     probabilities = {name: each.softmax(-1).numpy() for name, each in logits.items()}
     labels, attributes = test.labels.numpy(), model.config.attributes
     rows, curves = {}, {}
@@ -70,8 +74,10 @@ def compare_prediction(
         curves[name] = (reliability_curve(p, labels), rows[name]["ece"])
     report = {"prediction": rows.pop("joint")}
     if "classifier" in classifiers:
-        pair = probabilities["joint"], probabilities["classifier_temperature"]
-        report |= {"baselines": rows, "comparison": paired_bootstrap(*pair, labels, attributes, num_resamples)}
+        rival = "classifier_attribute_scaling" if model.config.calibrated else "classifier_temperature"
+        pair = probabilities["joint"], probabilities[rival]
+        report |= {"baselines": rows, "rival": rival}
+        report["comparison"] = paired_bootstrap(*pair, labels, attributes, num_resamples)
     return report, curves
 
 

@@ -89,6 +89,22 @@ def matching_rows(labels: torch.Tensor, requests: torch.Tensor) -> tuple[torch.T
     return torch.cat(rows), torch.cat(which)
 
 
+def one_row_each(labels: torch.Tensor, requests: torch.Tensor) -> torch.Tensor:
+    """
+    A real row for each request, one that carries its labels, and no row twice: a set of images beside drawn ones.
+
+    Returns:
+        Indices (M,) of rows; M is smaller than the number of requests where there are not enough rows.
+    """
+    order = random_rows(len(labels), len(labels))
+    labels, free, rows = labels[order], torch.ones(len(labels), dtype=torch.bool), []
+    for request in requests:
+        match = (((labels == request) | (request < 0)).all(1) & free).nonzero()[:1, 0]
+        free[match] = False
+        rows.append(match)
+    return order[torch.cat(rows)]
+
+
 def _complete(labels: torch.Tensor, num: int) -> torch.Tensor:
     complete = labels[(labels >= 0).all(1)]
     return complete[random_rows(len(complete), num)]

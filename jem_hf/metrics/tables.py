@@ -22,7 +22,7 @@ MODELS = {
     "classifier": "classifier",
     "classifier_of_codes": "classifier of codes",
     "classifier_temperature": "classifier, temperature-scaled",
-    "classifier_attribute_scaling": "per-attribute scale and bias",
+    "classifier_attribute_scaling": "classifier, scale and bias per attribute",
 }
 RECOGNITION = {
     "accuracy": "joint model",
@@ -62,7 +62,7 @@ def _prediction(report: dict) -> Iterator[str]:
         rows = [[MODELS[model], *(_interval(row["intervals"][key]) for key in names)] for model, row in models.items()]
         if "comparison" in report:
             differences = [_difference(report["comparison"][key]) for key in names]
-            rows.append(["joint model less classifier, temperature-scaled", *differences])
+            rows.append([f"joint model less {MODELS[report['rival']]}", *differences])
         yield _table("95% bootstrap intervals:", ["", *names], rows)
     for what, why in report.get("left_out", {}).items():
         yield f"Left out: {what} ({why})."
