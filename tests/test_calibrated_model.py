@@ -93,6 +93,8 @@ def test_it_travels_and_is_begun_anew_with_other_attributes(calibrated, tmp_path
 def test_heads_with_interactions_have_none():
     with pytest.raises(ValueError, match="calibrated needs the head 'product', not 'pairwise'"):
         JemConfig(attributes=["a"], head="pairwise", calibrated=True)
+    with pytest.raises(ValueError, match="calibrated needs the head 'product', not 'dot'"):
+        JemModel(JemConfig(attributes=["a"], head="dot")).expect_calibration()
 
 
 def test_a_recipe_keeps_a_tenth_for_it_and_fits_it_at_the_end(tmp_path, monkeypatch):

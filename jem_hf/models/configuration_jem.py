@@ -103,7 +103,7 @@ class JemConfig(OnHub, PreTrainedConfig):
         self.novel_combinations = self.novel_combinations or []
         self._check_attributes(self.attributes or [], self.attribute_values)
         self.novel_combinations = [self._with_values(each) for each in self.novel_combinations]
-        self._check_settings()
+        self.check_settings()
         if self.autoencoder is not None:
             self.autoencoder = complete_autoencoder(self.autoencoder, self.image_size, self.num_channels)
         kwargs["id2label"] = dict(enumerate(self.label_names))
@@ -139,7 +139,8 @@ class JemConfig(OnHub, PreTrainedConfig):
         labels = {name: label_of(name, value, values[name] or BINARY) for name, value in combination.items()}
         return {name: value_of(label, values[name]) for name, label in labels.items()}
 
-    def _check_settings(self):
+    def check_settings(self) -> None:
+        """Raise `ValueError` for fields out of their ranges, or that do not go together."""
         if self.backbone != "jem_cnn" and not timm.is_model(self.backbone):
             as_choice("backbone", self.backbone, ["jem_cnn", *timm.list_models()])
         try:

@@ -207,6 +207,7 @@ class JemModel(SamplingMixin, CheckedInputs, OnHub, CheckedWeights, PreTrainedMo
     def expect_calibration(self, expect: bool = True) -> None:
         """Have a [`Calibration`](calibration_jem.py), which changes nothing before it is fitted, or none."""
         self.config.calibrated = expect
+        self.config.check_settings()
         self.calibration: Any = Calibration(self.config.num_values).to(self.device) if expect else None
 
     @torch.no_grad()
