@@ -92,10 +92,10 @@ def test_a_label_is_judged_given_the_others(config):
 
 def test_label_issues_by_hand():
     """Usual confidence: value 0 has (.9 + .8 + .3) / 3, value 1 has .7; only image 2 reaches that of the other."""
-    p = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.3, 0.7], [0.45, 0.55]])[:, None]
-    labels = torch.tensor([[0], [0], [0], [1], [-1]])
+    p = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.3, 0.7], [0.24, 0.76], [0.3, 0.7]])[:, None]
+    labels = torch.tensor([[0], [0], [0], [1], [-1], [-1]])
     assert label_issues(p, labels) == [("label", 2, 0, 1, pytest.approx(0.3))]
-    assert missing_labels(p, labels) == [("missing", 4, 0, 1, pytest.approx(0.55))]
+    assert missing_labels(p, labels) == [("missing", 4, 0, 1, pytest.approx(0.76))]
 
 
 def test_rare_combinations_by_hand(config):

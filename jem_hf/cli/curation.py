@@ -10,7 +10,7 @@ import typer
 
 from ..curation.audit import ISSUES, audit
 from ..curation.audit_page import write_audit
-from ..curation.balance import extended, fill_combinations, write_extended
+from ..curation.balance import check_addable, extended, fill_combinations, write_extended
 from ..curation.pictures import Pictures, find_pictures
 from ..curation.table import Table, checked_path
 from ..curation.tagging import Tagger, tag_pictures
@@ -79,11 +79,11 @@ def predict(
     if outlier_score is None:
         outlier_score = output is None and network.has_outlier_score
     tagger = Tagger(model, thresholds=thresholds, given=given, outlier_score=outlier_score)
-    pictures = find_pictures(images, tagger.processor)
+    pictures = find_pictures(images, tagger.processor, output)
     if output is None:
         _print(tagger, pictures, as_json)
         return
-    about = {"model": tagger.weights, "given": given, "thresholds": thresholds}
+    about = {"model": tagger.weights, "given": given, "thresholds": thresholds, "rows": pictures.num_rows}
     table = Table(output, {"image": str} | tagger.columns | {"error": str}, about)
     with ProgressBars() as progress:
         settings = dict(num_proc=num_proc, on_error=on_error, progress=partial(progress, "images"))
@@ -143,11 +143,13 @@ def balance(
     with redirect_stdout(sys.stderr), ProgressBars() as progress:
         if {*OF_DRAWN_IMAGES} <= features_of(next(iter(load_source(dataset).values()))).keys():
             raise ValueError(f"{dataset!r} has drawn images already: give the data set that it was made from")
-        loaded = load_attribute_dataset(dataset, split=DEFAULT_SPLIT)
+        split = config.split or DEFAULT_SPLIT
+        loaded = load_attribute_dataset(dataset, split=split)
         known = dict(attributes=config.attributes, values=config.attribute_values, other_values="missing")
-        splits = load_attribute_dataset(dataset, split=DEFAULT_SPLIT, **known)
+        splits = load_attribute_dataset(dataset, split=split, **known)
         if "train" not in splits:
             raise ValueError(f"{dataset!r} has no split 'train' to add images to; it has {', '.join(splits)}")
+        check_addable(loaded, names, config)
         train = encode_dataset(splits["train"], processor, config.attributes)
         oracle = load_oracle(train, config.num_values, progress=partial(progress, "classifier"))
         settings = dict(seed=seed, progress=progress)

@@ -22,11 +22,11 @@ COLUMNS = {
 }  # fmt: skip
 ISSUES = {
     "label": "Labels that are probably wrong",
-    "missing": "Labels that are missing, and what they would be",
+    "missing": "Labels that are missing, or a value that the model does not know, and what they would be",
     "near_duplicate": "Near-duplicates",
     "outlier": "Images that do not belong",
 }
-MIN_CERTAINTY = 0.5  # from which the value of a missing label is named
+MIN_CERTAINTY = 0.5  # from which the value of a missing label is named: of the way from chance to 1
 OUTLIER = 0.99  # percentile of the outlier score
 RARE = 10  # images
 
@@ -203,7 +203,8 @@ def label_issues(probabilities: torch.Tensor, labels: torch.Tensor) -> list[tupl
 def missing_labels(probabilities: torch.Tensor, labels: torch.Tensor) -> list[tuple]:
     """("missing", image, attribute, likely label, its probability) of those that can be told, surest first."""
     best, likely = probabilities.max(-1)
-    places = ((labels < 0) & (best >= MIN_CERTAINTY)).nonzero().tolist()
+    chance = 1 / (probabilities > 0).any(0).sum(-1)
+    places = ((labels < 0) & (best >= chance + MIN_CERTAINTY * (1 - chance))).nonzero().tolist()
     found = [("missing", i, k, int(likely[i, k]), float(best[i, k])) for i, k in places]
     return sorted(found, key=lambda each: -each[-1])
 

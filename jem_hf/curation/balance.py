@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from ..data.attributes import fold
 from ..data.columns import OF_DRAWN_IMAGES
 from ..data.tensors import AttributeTensors
 from ..evaluation.judges import Oracle
+from ..models.configuration_jem import JemConfig
 from ..models.image_processing_jem import JemImageProcessor, to_pixels
 from ..models.modeling_jem import JemModel
 from ..models.requests_jem import format_request
@@ -100,6 +102,29 @@ def _draw(model: JemModel, request: list[int], seed: int) -> tuple[torch.Tensor,
     return x.cpu(), (-model.log_joint(x, labels)).tolist()
 
 
+def check_addable(dataset, names: Sequence[str], config: JemConfig) -> None:
+    """
+    Raise `ValueError` unless images of these attributes of a model can be added to a data set, a `DatasetDict`.
+    """
+    features = next(iter(dataset.values())).features
+    for name in names:
+        as_choice("attribute", name, config.attributes)
+        if name not in features:
+            raise ValueError(f"the data have no attribute {name!r} that drawn images could have: cast its column")
+        for label in range(len(config.values(name))):
+            _spelled(features[name], name, value_of(label, config.named_values[name]))
+
+
+def _spelled(feature: Any, name: str, value: Any) -> Any:
+    """A value of a model as a column of a data set has it."""
+    if not isinstance(value, str):
+        return value
+    own = {fold(each): each for each in getattr(feature, "names", [])}
+    if fold(value) not in own:
+        raise ValueError(f"attribute {name!r} has no value {value!r} in the data: rename the values of the data")
+    return own[fold(value)]
+
+
 def extended(dataset, images: list[dict[str, Any]]):
     """
     A data set with drawn images added to its split "train".
@@ -125,7 +150,11 @@ def extended(dataset, images: list[dict[str, Any]]):
             rows.with_format("arrow").map(embed_table_storage, batched=True, batch_size=256).with_format(None)
         )
     if images:
-        own = [{**each["attributes"], **each, "synthetic": True} for each in images]
+        own = [
+            {name: _spelled(features[name], name, value) for name, value in each["attributes"].items()}
+            | {**each, "synthetic": True}
+            for each in images
+        ]
         columns = {name: [each.get(name) for each in own] for name in features}
         drawn = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
         parts["train"] = datasets.concatenate_datasets([parts["train"], drawn])

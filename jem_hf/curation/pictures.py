@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +47,12 @@ class Pictures(Dataset):
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def num_rows(self) -> dict[str, int]:
+        """Of each data set and split: rows are known by their number, which other files beside theirs would change."""
+        rows = (name for name, place in self.places.items() if not isinstance(place, Path))
+        return dict(Counter(name.rpartition("/")[0] for name in rows))
 
     def __getitem__(self, indices: list[int]) -> Batch:
         images, errors = [], []
@@ -93,36 +100,52 @@ class Pictures(Dataset):
         return image["bytes"] or Path(image["path"])
 
 
-def find_pictures(sources: Iterable[str], processor: JemImageProcessor) -> Pictures:
+def find_pictures(sources: Iterable[str], processor: JemImageProcessor, output: Path | None = None) -> Pictures:
     """
     The images that `sources` name, in their order: files, folders of images (also below), patterns such as "*.jpg",
     and data sets (a folder of parquet files, "avatars", or an id on the Hub), whose images are called
     source/split/row.
 
+    Args:
+        output (`Path`, *optional*): Where a table of them goes, which is none of them.
+
     Raises:
-        ValueError: a source that is none of these, or without an image.
+        ValueError: a source that is none of these, or without an image, or a data set in whose folder the output is.
     """
     places: dict[str, Any] = {}
     for source in map(os.path.expanduser, map(str, sources)):
-        places |= _files(source) or _rows(source)
+        found = _files(source, output)
+        if not found and output is not None and Path(source).resolve() in output.resolve().parents:
+            raise ValueError(
+                f"the table {str(output)!r} would be part of the data set {source!r}: name a file elsewhere"
+            )
+        places |= found or _rows(source)
     return Pictures(places, processor)
 
 
-def _files(source: str) -> dict[str, Path]:
+def _files(source: str, output: Path | None) -> dict[str, Path]:
     """The images of a file, a folder or a pattern; empty where it is none of these, but perhaps a data set."""
     if os.path.isfile(source) and not source.endswith(".parquet"):
         return {os.path.normpath(source): Path(source)}
     endings = tuple(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
     if os.path.isdir(source):
-        files = sorted(list_files(Path(source)), key=str)
+        own = () if output is None else (output.resolve(), output.resolve().with_name(f"{output.name}.parts"))
+        files = sorted((file for file in list_files(Path(source)) if not _is_in(file, own)), key=str)
         if any(file.suffix == ".parquet" for file in files) and not any(map(is_table, files)):
             return {}
     else:
         files = [Path(file) for file in sorted(glob.glob(source, recursive=True)) if os.path.isfile(file)]
-    found = {os.path.normpath(file): file for file in files if str(file).lower().endswith(endings)}
+    # tables keep UTF-8 only
+    images = (file for file in files if str(file).lower().endswith(endings))
+    found = {os.path.normpath(file).encode(errors="replace").decode(): file for file in images}
     if not found and glob.has_magic(source):
         raise ValueError(f"no image file fits the pattern {source!r}")
     return found
+
+
+def _is_in(file: Path, places: tuple[Path, ...]) -> bool:
+    path = file.resolve()
+    return any(place == path or place in path.parents for place in places)
 
 
 def _rows(source: str) -> dict[str, tuple]:

@@ -36,6 +36,7 @@ def load_attribute_dataset(
     min_frequency: float = 0.0,
     max_frequency: float = 1.0,
     novel: list[dict] | str | None = None,
+    novel_required: bool = True,
     split: dict | None = None,
     split_file: str | os.PathLike | None = None,
     image_column: str | None = None,
@@ -62,10 +63,11 @@ def load_attribute_dataset(
             Binary attributes that `attributes` does not name are left out if their share of positives among the
             labels present in the train split (the first where none is called train) is below or above; values of
             other attributes that `values` does not list count as missing if they are rarer than `min_frequency`.
-            Counted before rows move to "novel".
+            Counted before rows are divided or move to "novel".
         novel (`list[dict]` or `str`, *optional*):
             Combinations such as `{"Eyeglasses": True, "Beard": False}`, or the name of a preset in
             `splits.ZERO_SHOT_CANDIDATES`; rows that match one move to split "novel".
+        novel_required (`bool`, defaults to `True`): Whether it is an error that no row matches.
         split (`dict`, *optional*):
             How to divide a dataset that has one split, which is not "test": `{"kind": "random" or "balanced",
             "seed": 0, "test": 0.1, ...}`. Other datasets keep their splits.
@@ -100,11 +102,8 @@ def load_attribute_dataset(
             f"{str(name_or_path)!r} has no attributes ({_reasons(left_out) or 'no column of labels'}): labels of a "
             f"folder of images belong in its metadata.csv; other columns are to be cast to bool or ClassLabel"
         )
-    if (split or split_file) and not is_stream:
-        dataset = _split(dataset, split, split_file, attributes or names)
     if isinstance(novel, str):
         combinations = _preset(dataset, novel, names)
-    _check_not_empty(dataset, name_or_path)
     if (
         min_frequency > 0
         and not is_stream
@@ -113,18 +112,25 @@ def load_attribute_dataset(
         known_values |= common
         dataset, _ = cast_attributes(dataset, image_column, names, common, "missing")
     kept = attributes or _frequent(dataset, names, known_values, min_frequency, max_frequency, left_out)
+    if (split or split_file) and not is_stream:  # by the labels that are kept, which an evaluation knows as well
+        dataset = _split(dataset, split, split_file, kept)
+    _check_not_empty(dataset, name_or_path)
     if left_out and not attributes:
         logger.warning(f"columns left out of {str(name_or_path)!r}: {_reasons(left_out)}")
     if combinations:
         readers = {name: reader(name, known_values.get(name)) for name in names}
         labels = [{name: readers[name](str(word)) for name, word in each.items()} for each in combinations]
         dataset = _move_novel(dataset, labels)
+        if not novel_required and len(dataset["novel"]) == 0:
+            dataset.pop("novel")
         _check_not_empty(dataset, name_or_path)
     dataset = dataset.select_columns([image_column, *kept])
     if image_column != "image":
         dataset = dataset.rename_column(image_column, "image")
     if is_stream or not streaming:
         return dataset
+    if "train" in dataset:  # data are often sorted, and a stream is shuffled within its buffer alone
+        dataset["train"] = dataset["train"].shuffle(seed=0)
     streams = {split: rows.to_iterable_dataset(min(NUM_SHARDS, len(rows))) for split, rows in dataset.items()}
     return datasets.IterableDatasetDict(streams)
 

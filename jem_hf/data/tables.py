@@ -107,8 +107,8 @@ def _parquet_lines(file: Path) -> Iterator[Line]:
 def _cell(value) -> Cell:
     if value is None or value != value:
         return None
-    if isinstance(value, list) and all(isinstance(word, str) for word in value):
-        return [normalised(word) for word in value]
+    if isinstance(value, list) and all(isinstance(word, str | int | float) for word in value):
+        return [normalised(str(word)) for word in value]
     if isinstance(value, list | dict):
         return json.dumps(value, default=str)
     return normalised(str(value)) or None

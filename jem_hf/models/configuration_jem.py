@@ -35,6 +35,9 @@ class JemConfig(OnHub, PreTrainedConfig):
             The values of the attributes that are not binary, by name. All others have the values False and True.
         novel_combinations (`list[dict]`, *optional*):
             Combinations such as `{"Male": True, "Bangs": True}` that were kept out of training, for evaluation.
+        split (`dict`, *optional*):
+            How data of one split were divided, such as `{"kind": "balanced", "seed": 0, "test": 0.2}`, so that an
+            evaluation meets no image that was trained on.
         backbone (`str`, defaults to `"jem_cnn"`): The paper's network, or a timm one without batch statistics.
         backbone_kwargs (`dict`, *optional*): Arguments for `timm.create_model`, such as `{"width": 64}`.
         image_size (`int`, defaults to 32): Height and width of the images, in pixels.
@@ -79,6 +82,7 @@ class JemConfig(OnHub, PreTrainedConfig):
     attributes: list[str] | None = None
     attribute_values: dict[str, list[str]] | None = None
     novel_combinations: list[dict] | None = None
+    split: dict | None = None
     backbone: str = "jem_cnn"
     backbone_kwargs: dict | None = None
     image_size: int = 32

@@ -168,6 +168,7 @@ def make_trainer(recipe: Recipe, splits: dict, values: dict, processor: JemImage
     if pretrained:
         has_score, is_calibrated = (settings.pop(name, None) for name in ("outlier_score", "calibrated"))
         settings = {name: value for name, value in settings.items() if name not in NETWORK_FIELDS}
+        settings["split"] = recipe.dataset.get("split")
         model = load_resized(pretrained, splits["train"], values, novel, **settings)
         if has_score is not None:
             model.expect_outlier_score(has_score)
@@ -175,7 +176,7 @@ def make_trainer(recipe: Recipe, splits: dict, values: dict, processor: JemImage
             model.expect_calibration(is_calibrated)
     else:
         image_size = next(iter(splits["train"]))["pixel_values"].shape[-1]
-        settings = {"image_size": image_size, **settings}
+        settings = {"image_size": image_size, "split": recipe.dataset.get("split"), **settings}
         config = JemConfig(attributes=attributes, attribute_values=values, novel_combinations=novel, **settings)
         model = JemModel(config)
     data = dict(train_dataset=splits["train"], eval_dataset=evaluation)

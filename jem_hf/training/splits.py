@@ -68,7 +68,8 @@ def load_evaluation_splits(
     name_or_path: str, processor: JemImageProcessor, config: JemConfig, overrides: dict[str, str] | None = None
 ) -> dict:
     """
-    Splits as `load_splits` gives them, as a model wants them: its attributes, and its novel combinations apart.
+    Splits as `load_splits` gives them, as a model wants them: its attributes, divided as its training data were, and
+    its novel combinations apart, if there are images of them.
 
     Args:
         name_or_path (`str`): As of `load_attribute_dataset`.
@@ -80,7 +81,9 @@ def load_evaluation_splits(
     """
     dataset = {"name_or_path": expand_home("name_or_path", name_or_path)}
     if config.novel_combinations:
-        dataset["novel"] = config.novel_combinations
+        dataset |= {"novel": config.novel_combinations, "novel_required": False}
+    if config.split and not {"split", "split_file"} & (overrides or {}).keys():
+        dataset["split"] = config.split
     for name, text in (overrides or {}).items():
         if name not in SECTIONS["dataset"]:
             raise ValueError(f"unknown field {name!r}{nearest_name(name, SECTIONS['dataset'])}")
