@@ -12,7 +12,14 @@ from typer.testing import CliRunner
 
 from jem_hf import JemConfig, JemModel, load_attribute_dataset
 from jem_hf.cli import app
-from jem_hf.curation.balance import BATCH_SIZE, MAX_ATTEMPTS, extended, fill_combinations, write_extended
+from jem_hf.curation.balance import (
+    BATCH_SIZE,
+    MAX_ATTEMPTS,
+    check_addable,
+    extended,
+    fill_combinations,
+    write_extended,
+)
 from jem_hf.evaluation.judges import load_oracle
 from jem_hf.models.image_processing_jem import JemImageProcessor, to_pixels
 
@@ -136,6 +143,20 @@ def test_an_extended_data_set_is_loaded_and_says_what_is_drawn(tmp_path):
     assert "| stripe | 1 | 64 | 1 | 2 |" in (tmp_path / "out" / "README.md").read_text()
     empty = extended(data_set(split), [])
     assert not any(empty["train"]["synthetic"])
+
+
+def test_values_are_added_as_the_data_spell_them(tmp_path):
+    split = striped_images(20, seed=1)
+    config = JemConfig(attributes=["block", "hat"], attribute_values={"block": ["High", "NONE"]})
+    own, image = data_set(split), to_pil_image(split.images[0])
+    check_addable(own, ["block"], config)
+    drawn = {"image": image, "attributes": {"block": "High"}, "request": "", "seed": 0, "energy": 0.0}
+    assert extended(own, [drawn])["train"][20]["block"] == 1
+    with pytest.raises(ValueError, match="the data have no attribute 'hat' that drawn images could have"):
+        check_addable(own, ["hat"], config)
+    config = JemConfig(attributes=["block"], attribute_values={"block": ["high", "low"]})
+    with pytest.raises(ValueError, match="'block' has no value 'low' in the data: rename"):
+        check_addable(own, ["block"], config)
 
 
 def test_the_command(config, tmp_path, monkeypatch):

@@ -7,11 +7,13 @@ import torch
 from dataset_folders import load, write_image_folder, write_parquet_folder
 from PIL import Image
 
+from jem_hf import JemConfig
 from jem_hf.data.columns import attribute_values
 from jem_hf.data.loading import load_attribute_dataset
 from jem_hf.data.splits import ZERO_SHOT_CANDIDATES
 from jem_hf.data.tensors import encode_dataset
 from jem_hf.models.image_processing_jem import JemImageProcessor
+from jem_hf.training.splits import load_evaluation_splits, load_splits
 
 PROCESSOR = JemImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
 
@@ -208,3 +210,31 @@ def test_a_stream_of_local_files_can_all_that_a_dataset_can(folder):
     assert {name: list(rows) for name, rows in streamed.items()} == {
         name: list(rows) for name, rows in dataset.items()
     }
+
+
+def test_an_evaluation_divides_data_as_training_did(tmp_path):
+    """A column that min_frequency drops, and a value that it makes missing, do not decide where rows go."""
+    lines = ["file_name,Hat,Smiling,Never,kind"]
+    for i in range(200):
+        kind = "rare" if i in (7, 150) else "ab"[i % 2]
+        cells = ("no" if i % 60 else "yes", "yes" if i % 3 else "no", "yes" if i == 20 else "no", kind)
+        lines.append(",".join([f"{i}.png", *cells]))
+    folder = write_image_folder(tmp_path / "data", content="\n".join(lines), num_images=200)
+    split = {"kind": "balanced", "seed": 0, "test": 0.2}
+    trained, values = load_splits({"name_or_path": str(folder), "split": split, "min_frequency": 0.015}, PROCESSOR)
+    attributes = trained["train"].attributes
+    assert attributes == ["Hat", "Smiling", "kind"] and values == {"kind": ["a", "b"]}
+    config = JemConfig(attributes=attributes, attribute_values=values, split=split, image_size=8)
+    again = load_evaluation_splits(str(folder), PROCESSOR, config)
+    assert again["test"].places == trained["test"].places and again["train"].places == trained["train"].places
+    other = load_evaluation_splits(str(folder), PROCESSOR, config, {"split": "{kind: random, test: 0.5}"})
+    assert len(other["test"]) == 100
+
+
+def test_held_out_combinations_that_the_data_lack_are_no_mistake(folder):
+    config = JemConfig(attributes=["Smiling", "Hat"], novel_combinations=[{"Smiling": True, "Hat": True}])
+    assert set(load_evaluation_splits(str(folder), PROCESSOR, config)) == {"train", "test", "novel"}
+    config = JemConfig(attributes=["Hat", "Never"], novel_combinations=[{"Hat": True, "Never": True}])
+    assert set(load_evaluation_splits(str(folder), PROCESSOR, config)) == {"train", "test"}
+    with pytest.raises(ValueError, match=r"split 'novel' of .* is empty"):
+        load(folder, novel=[{"Hat": True, "Never": True}])

@@ -289,3 +289,38 @@ def test_a_name_that_is_not_utf8_is_a_class_too(tmp_path):
     for i, name in enumerate([b"Levi's\xae", b"Other"]):
         write_image(os.fsencode(tmp_path / "data") + b"/" + name + b"/0.png", i)
     assert load(tmp_path / "data")["train"].features["label"].names == ["Levi's?", "Other"]
+
+
+def test_a_column_of_splits_in_a_parquet_file(tmp_path):
+    image = Image.new("RGB", (4, 4))
+    words = ["train", "val", "train", "testing", "train", "val"]
+    content = {"image": [image] * 6, "Hat": [True, False] * 3, "Split": words}
+    Dataset.from_dict(content).to_parquet(tmp_path / "faces.parquet")
+    dataset = load(tmp_path / "faces.parquet")
+    assert {name: len(rows) for name, rows in dataset.items()} == {"train": 3, "validation": 2, "test": 1}
+    assert dataset["train"].column_names == ["image", "Hat"]
+    Dataset.from_dict(content | {"Split": [*words[:5], "else"]}).to_parquet(tmp_path / "faces.parquet")
+    with pytest.raises(ValueError, match="row 5: Split 'else' is no split"):
+        load(tmp_path / "faces.parquet")
+    Dataset.from_dict(content | {"Split": ["banana", "lit"] * 3}).to_parquet(tmp_path / "faces.parquet")
+    assert load(tmp_path / "faces.parquet")["train"].column_names == ["image", "Hat", "Split"]
+
+
+def test_parquet_files_whose_names_hold_splits_are_pointed_out(tmp_path, caplog):
+    rows = Dataset.from_dict({"image": [Image.new("RGB", (4, 4))] * 4, "Hat": [True, False, True, False]})
+    for name in ("faces_train", "faces_test"):
+        rows.to_parquet(tmp_path / "data" / f"{name}.parquet")
+    assert list(load(tmp_path / "data")) == ["train"]
+    assert "faces_test.parquet and 1 more are read as one split: for splits call them train.parquet" in caplog.text
+
+
+def test_lists_of_numbers_are_tags_and_objects_are_left_out(tmp_path, caplog):
+    labels = [[1, 3], [3], [2, 3], [], [1, 3], [2]]
+    rows = [{"file_name": f"{i}.png", "labels": each, "box": {"x": i}} for i, each in enumerate(labels)]
+    folder = write(tmp_path / "data", "\n".join(map(json.dumps, rows)), "metadata.jsonl")
+    loaded = load(folder)["train"]
+    assert {name: loaded[name][:] for name in ("1", "3")} == {
+        "1": [True, False, False, False, True, False],
+        "3": [True, True, True, False, True, False],
+    }
+    assert set(loaded.column_names) == {"image", "1", "2", "3"} and "left out box: objects" in warnings(caplog)

@@ -165,7 +165,7 @@ def test_killed_and_called_again(folder, photos, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         result = CliRunner().invoke(app, ["predict", folder, "photos", "-o", "tags.parquet", "--json"])
-    assert result.exit_code == 2 and "was made with another given, model, thresholds" in result.stderr
+    assert result.exit_code == 2 and "was made with another given, model, rows, thresholds" in result.stderr
     code = KILLED.replace("done >= 20", "False")
     subprocess.run(
         [sys.executable, "-c", code, folder], cwd=tmp_path, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -334,3 +334,29 @@ def test_the_command_chooses_thresholds_by_labelled_images(folder, photos, tmp_p
         assert predicted is (None if p is None else p >= summary["thresholds"]["Hat"])
     result = CliRunner().invoke(app, [*arguments[:-3], str(tmp_path / "b.csv"), "--threshold", "f1"])
     assert result.exit_code == 2 and "name them with --dataset" in result.stderr
+
+
+def test_a_table_among_the_photographs_is_no_data_set(folder, photos, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    os.rename(photos / "00.png", os.fsencode(photos) + b"/caf\xe9.png")
+    for there in (0, 30):  # the broken one is tried again
+        result = CliRunner().invoke(app, ["predict", folder, "photos", "-o", "photos/tags.parquet", "--num-proc", "0"])
+        assert result.exit_code == 0, result.stderr
+        assert f"{there} there before" in result.stderr + result.stdout
+    names = read(photos / "tags.parquet")["image"]
+    assert len(names) == 31 and "photos/caf?.png" in names
+    rows = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": str(photos / "02.png")}]})
+    rows.cast_column("image", datasets.Image()).to_parquet(photos.parent / "data" / "b.parquet")
+    result = CliRunner().invoke(app, ["predict", folder, "data", "-o", "data/tags.parquet"])
+    assert result.exit_code == 2 and "'data/tags.parquet' would be in the data set 'data'" in result.stderr
+
+
+def test_rows_of_a_data_set_that_grew_are_not_taken_for_those_before(folder, photos, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    files = sorted(map(str, photos.glob("more/*.png")))
+    for name, some in (("b", files[:3]), ("a", files[3:5])):
+        rows = datasets.Dataset.from_dict({"image": some}, features=datasets.Features(image=datasets.Image()))
+        rows.to_parquet(photos.parent / "data" / f"{name}.parquet")
+        result = CliRunner().invoke(app, ["predict", folder, "data", "-o", "tags.csv", "--num-proc", "0"])
+        assert result.exit_code == (0 if name == "b" else 2), result.stderr
+    assert "'tags.csv' was made with another rows: name another file" in result.stderr

@@ -1,6 +1,7 @@
 import io
 import subprocess
 import sys
+from itertools import islice
 
 import datasets
 import pytest
@@ -111,6 +112,18 @@ def test_a_stream_has_the_rows_of_the_dataset(folder):
     }
 
 
+def test_the_first_rows_of_a_sorted_stream_are_of_all_kinds(tmp_path):
+    rows = {"image": [png(n // 300) for n in range(3000)], "kind": [n // 300 for n in range(3000)]}
+    names = [f"k{n}" for n in range(10)]
+    features = datasets.Features(image=datasets.Image(), kind=datasets.ClassLabel(names=names))
+    rows["image"] = [{"bytes": image, "path": None} for image in rows["image"]]
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    section = {"name_or_path": str(tmp_path), "cache_dir": str(tmp_path / "cache"), "streaming": True}
+    splits, _ = load_splits(section | {"shuffle_buffer": 100}, PROCESSOR)
+    first = torch.stack([row["labels"] for row in islice(splits["train"], 300)])
+    assert first.unique().tolist() == list(range(10))
+
+
 def test_a_stream_is_shuffled_anew_every_epoch_and_the_same_for_the_same_seed(folder):
     streamed = load(folder)["train"].to_iterable_dataset()
 
@@ -160,7 +173,7 @@ def test_a_recipe_trains_on_a_stream(folder, tmp_path, monkeypatch):
 
 
 def test_a_stream_of_local_files_is_divided_and_counted_as_the_recipe_says(folder, tmp_path):
-    section = {"name_or_path": str(folder), "cache_dir": str(tmp_path / "cache"), "min_frequency": 0.4}
+    section = {"name_or_path": str(folder), "cache_dir": str(tmp_path / "cache"), "min_frequency": 0.3}
     loaded, values = load_splits(section, PROCESSOR)
     streamed, values_of_stream = load_splits(section | {"streaming": True, "shuffle_buffer": 0}, PROCESSOR)
     assert isinstance(streamed["train"], AttributeStream) and values_of_stream == values

@@ -24,7 +24,7 @@ from .splits import ZERO_SHOT_CANDIDATES, make_split, read_splits, write_splits,
 
 logger = logging.get_logger(__name__)
 
-NUM_SHARDS = 64  # of a stream of files: their order is shuffled beside the rows within the buffer
+NUM_SHARDS = 1024  # of a stream of files, whose order is shuffled: data are often sorted, and a buffer sees a part
 
 
 def load_attribute_dataset(
@@ -129,8 +129,6 @@ def load_attribute_dataset(
         dataset = dataset.rename_column(image_column, "image")
     if is_stream or not streaming:
         return dataset
-    if "train" in dataset:  # data are often sorted, and a stream is shuffled within its buffer alone
-        dataset["train"] = dataset["train"].shuffle(seed=0)
     streams = {split: rows.to_iterable_dataset(min(NUM_SHARDS, len(rows))) for split, rows in dataset.items()}
     return datasets.IterableDatasetDict(streams)
 

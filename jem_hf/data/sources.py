@@ -6,11 +6,15 @@ import re
 import tempfile
 from pathlib import Path
 
+from transformers.utils import logging
+
 from .avatars import load_avatars
 from .folders import list_files, read_folder
 from .layouts import load_layout
 from .splits import by_split, log_names, split_name
 from .tables import is_table
+
+logger = logging.get_logger(__name__)
 
 
 def load_source(
@@ -109,8 +113,40 @@ def _split_of(file: Path) -> str:
 
 def _load_parquet(splits: dict[str, list[Path]], cache_dir, kwargs: dict):
     files = {split: [glob.escape(str(path)) for path in paths] for split, paths in splits.items()}
-    place = os.path.commonpath([path for paths in splits.values() for path in paths])
-    return _load_dataset("parquet", cache_dir, place, data_files=files, **kwargs)
+    paths = [path for paths in splits.values() for path in paths]
+    dataset = _load_dataset("parquet", cache_dir, os.path.commonpath(paths), data_files=files, **kwargs)
+    if list(dataset) != ["train"]:
+        return dataset
+    parts = [path for path in paths if any(map(split_name, re.split("[-_. ]", path.stem)))]
+    if len(parts) > 1:
+        logger.warning(
+            f"{parts[0].name} and {len(parts) - 1} more are read as one split: for splits call them train.parquet, "
+            f"test.parquet and so on, or give them a column 'split'"
+        )
+    return _divided_by_column(dataset["train"])
+
+
+def _divided_by_column(rows):
+    """The splits that a column "split" says, if there is one and its words are splits, as in a table."""
+    import datasets
+
+    column = next((name for name in rows.column_names if name.lower() == "split"), None)
+    kind = rows.features.get(column)
+    if isinstance(kind, datasets.ClassLabel):
+        words = ["" if word is None else kind.int2str(word) for word in rows[column]]
+    elif isinstance(kind, datasets.Value) and kind.dtype.endswith("string"):
+        words = [word or "" for word in rows[column]]
+    else:
+        words = []
+    splits = [split_name(word) for word in words]
+    if not any(splits):
+        return datasets.DatasetDict(train=rows)
+    if None in splits:
+        i = splits.index(None)
+        raise ValueError(f"row {i}: {column} {words[i]!r} is no split: write one of train, validation, test in each")
+    log_names(words)
+    parts = by_split(range(len(rows)), splits.__getitem__)
+    return datasets.DatasetDict({split: rows.select(part).remove_columns(column) for split, part in parts.items()})
 
 
 def _load_dataset(name: str, cache_dir, place: str = "", **kwargs):

@@ -84,13 +84,17 @@ def _separated_lines(file: Path) -> Iterator[Line]:
 
 
 def _json_lines(file: Path) -> Iterator[Line]:
+    objects = set()
     for number, line in enumerate(io.StringIO(decoded(file)), start=1):
         if line.strip():
             try:
                 row = dict(json.loads(line))
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{file} line {number} is not a JSON object: {error}") from error
-            yield number, {normalised(name): _cell(value) for name, value in row.items()}
+            objects |= {name for name, value in row.items() if isinstance(value, dict)}
+            yield number, {normalised(name): _cell(value) for name, value in row.items() if name not in objects}
+    if objects:
+        logger.warning(f"{file}: left out {', '.join(sorted(objects))}: objects, whose fields are no columns")
 
 
 def _parquet_lines(file: Path) -> Iterator[Line]:
