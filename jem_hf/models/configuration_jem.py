@@ -148,7 +148,7 @@ class JemConfig(OnHub, PreTrainedConfig):
         if self.backbone != "jem_cnn" and not timm.is_model(self.backbone):
             as_choice("backbone", self.backbone, ["jem_cnn", *timm.list_models()])
         try:
-            json.dumps({**self.backbone_kwargs, "": ""}, sort_keys=True)  # names that are none do not sort
+            json.dumps({**(self.backbone_kwargs or {}), "": ""}, sort_keys=True)  # names that are none do not sort
         except (TypeError, ValueError) as error:
             raise ValueError(f"backbone_kwargs are names and values of JSON, not {self.backbone_kwargs}") from error
         for field, choices in CHOICES.items():
