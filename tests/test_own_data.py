@@ -38,7 +38,7 @@ def test_the_card_tells_what_the_run_knows(pushed):
     card = ModelCard(text).data
     assert card.repo_id == "alice/my-faces" and card.recipe == "own-data" and card.dataset == "photos"
     assert card.attributes == ["Hat", "Happy", "Male", "Bald", "Color", "Size"] and card.image_size == 16
-    assert "18 images to train on, 2 images kept out of training" in text
+    assert "16 images to train on, 2 images kept out of training" in text
     assert "4 steps of 4 images" in text and "learning rate 0.0015" in text and "width=4" in text
     local = json.loads((folder / "runs" / "mine" / "trainer_state.json").read_text())
     measured = [row["eval_accuracy"] for row in local["log_history"] if "eval_accuracy" in row]

@@ -348,7 +348,7 @@ def test_a_table_among_the_photographs_is_no_data_set(folder, photos, monkeypatc
     rows = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": str(photos / "02.png")}]})
     rows.cast_column("image", datasets.Image()).to_parquet(photos.parent / "data" / "b.parquet")
     result = CliRunner().invoke(app, ["predict", folder, "data", "-o", "data/tags.parquet"])
-    assert result.exit_code == 2 and "'data/tags.parquet' would be in the data set 'data'" in result.stderr
+    assert result.exit_code == 2 and "'data/tags.parquet' would be part of the data set 'data'" in result.stderr
 
 
 def test_rows_of_a_data_set_that_grew_are_not_taken_for_those_before(folder, photos, monkeypatch):

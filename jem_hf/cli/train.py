@@ -32,6 +32,8 @@ def quickstart(
     overrides = {"output_dir": output, "max_steps": max_steps, "num_train": num_train}
     recipe = recipes.load_recipe("quickstart", {k: str(v) for k, v in overrides.items() if v is not None})
     recipe.card["name"] = str(output)
+    for name in ("num_test", "num_novel"):  # a first look with few images shall not wait for many others
+        recipe.dataset[name] = min(recipe.dataset[name], recipe.dataset["num_train"])
     with redirect_stdout(sys.stderr), shared.ProgressBars() as progress:
         _, splits = recipes.train(recipe)
         cost = f"It took {(time.time() - start) / 60:.1f} minutes on {os.cpu_count()} cores, data included."
