@@ -157,6 +157,9 @@ def test_values_are_added_as_the_data_spell_them(tmp_path):
     config = JemConfig(attributes=["block"], attribute_values={"block": ["high", "low"]})
     with pytest.raises(ValueError, match="'block' has no value 'low' in the data: rename"):
         check_addable(own, ["block"], config)
+    config = JemConfig(attributes=["block"])  # True would be added as the value of label 1
+    with pytest.raises(ValueError, match="'block' has the values none, high, wide in the data and is binary in the"):
+        check_addable(own, ["block"], config)
 
 
 def test_the_command(config, tmp_path, monkeypatch):
@@ -193,3 +196,24 @@ def test_the_command(config, tmp_path, monkeypatch):
     ):
         result = CliRunner().invoke(app, ["balance", "tiny", "--dataset", name, *wish, "-o", output])
         assert result.exit_code == 2 and message in result.stderr
+
+
+def test_a_column_that_cannot_take_drawn_images_is_said_before_any_is_drawn(tmp_path, monkeypatch):
+    """Of more values than an attribute may have, of which the model knows three."""
+    monkeypatch.setenv("JEM_HF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    values = dict(attributes=["stripe", "block"], attribute_values={"block": ["none", "high", "wide"]}, image_size=16)
+    model = JemModel(JemConfig(**values, backbone_kwargs={"width": 4, "hidden_size": 8}))
+    model.save_pretrained("tiny")
+    model.image_processor().save_pretrained("tiny")
+    (tmp_path / "data").mkdir()
+    split = striped_images(80, seed=1)
+    lines = ["file_name,stripe,block"]
+    for i, (image, (stripe, block)) in enumerate(zip(split.images, split.labels.tolist())):
+        to_pil_image(image).save(f"data/{i}.png")
+        lines.append(f"{i}.png,{stripe},{f'rare{i}' if i < 60 else ['none', 'high', 'wide'][block]}")
+    (tmp_path / "data" / "metadata.csv").write_text("\n".join(lines))
+    arguments = ["balance", "tiny", "--dataset", "data", "--attributes", "block", "--per-combination", "99"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2 and "the data have no attribute 'block' that drawn images could have" in result.stderr
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))  # nor was the classifier trained

@@ -110,7 +110,16 @@ def check_addable(dataset, names: Sequence[str], config: JemConfig) -> None:
     for name in names:
         as_choice("attribute", name, config.attributes)
         if name not in features:
-            raise ValueError(f"the data have no attribute {name!r} that drawn images could have: cast its column")
+            raise ValueError(
+                f"the data have no attribute {name!r} that drawn images could have: "
+                f"cast its column to bool or ClassLabel"
+            )
+        own = getattr(features[name], "names", None)
+        if own and config.named_values[name] is None:
+            raise ValueError(
+                f"attribute {name!r} has the values {', '.join(own)} in the data and is binary in the model: "
+                f"cast its column to bool"
+            )
         for label in range(len(config.values(name))):
             _spelled(features[name], name, value_of(label, config.named_values[name]))
 
