@@ -1,8 +1,11 @@
 """What an audit finds is what was planted."""
 
+import copy
 import io
 import json
+import shutil
 
+import datasets
 import pyarrow.parquet
 import pytest
 import torch
@@ -95,7 +98,9 @@ def test_label_issues_by_hand():
     p = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.3, 0.7], [0.24, 0.76], [0.3, 0.7]])[:, None]
     labels = torch.tensor([[0], [0], [0], [1], [-1], [-1]])
     assert label_issues(p, labels) == [("label", 2, 0, 1, pytest.approx(0.3))]
-    assert missing_labels(p, labels) == [("missing", 4, 0, 1, pytest.approx(0.76))]
+    assert missing_labels(p, labels, [2]) == [("missing", 4, 0, 1, pytest.approx(0.76))]
+    three = torch.tensor([[[0.3, 0.7, 0.0]], [[0.4, 0.6, 0.0]]])  # halfway from 1/3, though nothing is of the third
+    assert missing_labels(three, -torch.ones(2, 1), [3]) == [("missing", 0, 0, 1, pytest.approx(0.7))]
 
 
 def test_rare_combinations_by_hand(config):
@@ -207,3 +212,36 @@ def test_the_command(striped_model, tmp_path):
     rows = pyarrow.parquet.read_table(tmp_path / "out" / "suspects.parquet").to_pylist()
     assert rows and all(each["image"].startswith(str(tmp_path / "data")) for each in rows)
     assert (tmp_path / "out" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "no names"])
+def test_a_value_that_the_model_does_not_know_is_not_missing(striped_model, tmp_path, monkeypatch, kind):
+    """Of "block" row 3 has no label and rows 4 to 9 have another one, which a model that is sure knows nothing of."""
+    monkeypatch.setenv("JEM_HF_CACHE", str(tmp_path / "cache"))
+    with torch.no_grad():
+        striped_model = copy.deepcopy(striped_model)
+        for parameter in striped_model.parameters():
+            parameter *= 20
+    split = striped_images(30, seed=4)
+    cells = [["none", "high", "wide"][block] for _, block in split.labels.tolist()]
+    cells[3:10] = ["", *[" Rare"] * 6]
+    data = tmp_path / "data"
+    data.mkdir()
+    for i, image in enumerate(split.images):
+        to_pil_image(image).save(data / f"{i}.png")
+    lines = [f"{i}.png,{stripe},{cell}" for i, (stripe, cell) in enumerate(zip(split.labels[:, 0].tolist(), cells))]
+    (data / "metadata.csv").write_text("\n".join(["file_name,stripe,block", *lines]))
+    if kind != "folder":
+        names = [f"{i}.png" if kind == "parquet" else None for i in range(30)]
+        images = [{"bytes": (data / f"{i}.png").read_bytes(), "path": name} for i, name in enumerate(names)]
+        columns = {"image": images, "stripe": split.labels[:, 0].bool().tolist(), "block": [c or None for c in cells]}
+        shutil.rmtree(data)
+        rows = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+        rows.to_parquet(data / "all.parquet")
+    striped_model.save_pretrained(tmp_path / "sure")
+    striped_model.image_processor().save_pretrained(tmp_path / "sure")
+    result = CliRunner().invoke(app, ["audit", f"{tmp_path}/sure", "--dataset", str(data), "-o", f"{tmp_path}/out"])
+    assert result.exit_code == 0, result.stderr
+    suspects = pyarrow.parquet.read_table(tmp_path / "out" / "suspects.parquet").to_pylist()
+    missing = [each["image"].rpartition("/")[2] for each in suspects if each["issue"] == "missing"]
+    assert missing == ([] if kind == "no names" else ["3.png"])

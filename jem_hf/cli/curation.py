@@ -11,6 +11,7 @@ import typer
 from ..curation.audit import ISSUES, audit
 from ..curation.audit_page import write_audit
 from ..curation.balance import check_addable, extended, fill_combinations, write_extended
+from ..curation.other_values import images_of_other_values
 from ..curation.pictures import Pictures, find_pictures
 from ..curation.table import Table, checked_path
 from ..curation.tagging import Tagger, tag_pictures
@@ -111,8 +112,11 @@ def audit_dataset(
     check_folder(output)
     network, processor = load_model(model), JemImageProcessor.from_pretrained(model)
     with redirect_stdout(sys.stderr), ProgressBars() as progress:
-        splits = load_evaluation_splits(dataset, processor, network.config, fields_of(context))
-        found = audit(network, splits, num_folds=folds, num_epochs=epochs, outliers=outliers, progress=progress)
+        fields = fields_of(context)
+        splits = load_evaluation_splits(dataset, processor, network.config, fields)
+        others = images_of_other_values(dataset, network.config, fields)
+        settings = dict(num_folds=folds, num_epochs=epochs, outliers=outliers, other_values=others)
+        found = audit(network, splits, progress=progress, **settings)
     write_audit(found, splits, output, f"{Path(dataset).name}, seen by {Path(model).name}")
     summary = found.summary()
     if as_json:

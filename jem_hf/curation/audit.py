@@ -1,8 +1,9 @@
 """What is wrong with a data set: labels, gaps, strangers, copies, and combinations that are missing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,13 @@ COLUMNS = {
 }  # fmt: skip
 ISSUES = {
     "label": "Labels that are probably wrong",
-    "missing": "Labels that are missing, or a value that the model does not know, and what they would be",
+    "missing": "Labels that are missing, and what they would be",
     "near_duplicate": "Near-duplicates",
     "outlier": "Images that do not belong",
 }
-MIN_CERTAINTY = 0.5  # from which the value of a missing label is named: of the way from chance to 1
+# From which the value of a missing label is named, of the way from chance to 1: a probability would say nothing of two
+# values, of which one always has half.
+MIN_CERTAINTY = 0.5
 OUTLIER = 0.99  # percentile of the outlier score
 RARE = 10  # images
 
@@ -77,6 +80,7 @@ def audit(
     num_folds: int = 0,
     num_epochs: int = 6,
     outliers: bool = True,
+    other_values: Mapping[str, Collection[str]] = MappingProxyType({}),
     progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Audit:
     """
@@ -89,6 +93,9 @@ def audit(
             learnt it does not find strange. 0: by the model itself, which is right for data that it has never seen.
         num_epochs (`int`, *optional*, defaults to 6): Passes over the data by each of these.
         outliers (`bool`, *optional*, defaults to `True`): Look for images that do not belong, where the model can.
+        other_values (`Mapping`, *optional*):
+            Images that have a label which the model does not know, by attribute, see `images_of_other_values`: that
+            label is not missing.
         progress: Called with the name of a stage, its steps done and in all.
 
     Raises:
@@ -108,8 +115,13 @@ def audit(
         probabilities = cross_fit(model, images, labels, num_folds, num_epochs, progress)
     else:
         probabilities = conditional_probabilities(model, images, labels, progress)
-    rows = [*label_issues(probabilities, labels), *missing_labels(probabilities, labels)]
     config = model.config
+    missing = [
+        each
+        for each in missing_labels(probabilities, labels, config.num_values)
+        if _file(places[each[1]][2]) not in other_values.get(config.attributes[each[2]], ())
+    ]
+    rows = [*label_issues(probabilities, labels), *missing]
     suspects = []
     for issue, i, k, label, score in rows:
         name, values = config.attributes[k], config.named_values[config.attributes[k]]
@@ -200,10 +212,10 @@ def label_issues(probabilities: torch.Tensor, labels: torch.Tensor) -> list[tupl
     return sorted(found, key=lambda each: each[-1])
 
 
-def missing_labels(probabilities: torch.Tensor, labels: torch.Tensor) -> list[tuple]:
+def missing_labels(probabilities: torch.Tensor, labels: torch.Tensor, num_values: Sequence[int]) -> list[tuple]:
     """("missing", image, attribute, likely label, its probability) of those that can be told, surest first."""
     best, likely = probabilities.max(-1)
-    chance = 1 / (probabilities > 0).any(0).sum(-1)
+    chance = 1 / torch.tensor(num_values)
     places = ((labels < 0) & (best >= chance + MIN_CERTAINTY * (1 - chance))).nonzero().tolist()
     found = [("missing", i, k, int(likely[i, k]), float(best[i, k])) for i, k in places]
     return sorted(found, key=lambda each: -each[-1])
@@ -235,6 +247,11 @@ def rare_combinations(labels: torch.Tensor, config: Any) -> list[dict]:
                 {"combination": terms, "count": int(counts[v, w]), "expected": round(float(expected[v, w]), 1)}
             )
     return sorted(found, key=lambda each: -each["expected"])
+
+
+def _file(place: str) -> str:
+    """Of a place of `AttributeTensors`; empty where the image is in none."""
+    return "" if place.startswith("row ") else place
 
 
 def _suspect(place, issue, score, attribute="", given="", predicted="", other=None) -> dict:
