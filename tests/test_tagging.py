@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -165,7 +166,7 @@ def test_killed_and_called_again(folder, photos, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         result = CliRunner().invoke(app, ["predict", folder, "photos", "-o", "tags.parquet", "--json"])
-    assert result.exit_code == 2 and "was made with another given, model, rows, thresholds" in result.stderr
+    assert result.exit_code == 2 and "was made with another data set, given, model, thresholds" in result.stderr
     code = KILLED.replace("done >= 20", "False")
     subprocess.run(
         [sys.executable, "-c", code, folder], cwd=tmp_path, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -338,17 +339,31 @@ def test_the_command_chooses_thresholds_by_labelled_images(folder, photos, tmp_p
 
 def test_a_table_among_the_photographs_is_no_data_set(folder, photos, monkeypatch):
     monkeypatch.chdir(photos.parent)
-    os.rename(photos / "00.png", os.fsencode(photos) + b"/caf\xe9.png")
     for there in (0, 30):  # the broken one is tried again
         result = CliRunner().invoke(app, ["predict", folder, "photos", "-o", "photos/tags.parquet", "--num-proc", "0"])
         assert result.exit_code == 0, result.stderr
         assert f"{there} there before" in result.stderr + result.stdout
     names = read(photos / "tags.parquet")["image"]
-    assert len(names) == 31 and "photos/caf?.png" in names
+    assert len(names) == 31
     rows = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": str(photos / "02.png")}]})
     rows.cast_column("image", datasets.Image()).to_parquet(photos.parent / "data" / "b.parquet")
     result = CliRunner().invoke(app, ["predict", folder, "data", "-o", "data/tags.parquet"])
     assert result.exit_code == 2 and "'data/tags.parquet' would be part of the data set 'data'" in result.stderr
+
+
+def test_names_that_are_not_utf8_are_rows_as_well(folder, photos, monkeypatch):
+    """Two that differ in what is not, one of a broken picture, alone and in their folder."""
+    monkeypatch.chdir(photos.parent)
+    for old, new in (("00.png", b"caf\xe9.png"), ("02.png", b"caf\xe8.png"), ("17.png", b"b\xff.png")):
+        os.rename(photos / old, os.path.join(b"photos", new))
+    for source in ("photos", os.fsdecode(b"photos/caf\xe9.png"), os.fsdecode(b"photos/b\xff.png")):
+        result = CliRunner().invoke(app, ["predict", folder, source, "-o", "tags.csv", "--num-proc", "0"])
+        assert result.exit_code == 0, result.stderr
+    rows = read(photos.parent / "tags.csv")
+    assert len(rows["image"]) == 31
+    assert {r"photos/caf\udce9.png", r"photos/caf\udce8.png", r"photos/b\udcff.png"} <= set(rows["image"])
+    (error,) = filter(None, rows["error"])
+    assert r"photos/b\udcff.png" in error
 
 
 def test_rows_of_a_data_set_that_grew_are_not_taken_for_those_before(folder, photos, monkeypatch):
@@ -359,4 +374,24 @@ def test_rows_of_a_data_set_that_grew_are_not_taken_for_those_before(folder, pho
         rows.to_parquet(photos.parent / "data" / f"{name}.parquet")
         result = CliRunner().invoke(app, ["predict", folder, "data", "-o", "tags.csv", "--num-proc", "0"])
         assert result.exit_code == (0 if name == "b" else 2), result.stderr
-    assert "'tags.csv' was made with another rows: name another file" in result.stderr
+    assert "'tags.csv' was made with another data set: name another file" in result.stderr
+
+
+def test_rows_of_other_files_are_not_taken_for_those_before(folder, photos, monkeypatch):
+    """As many in a file of another name or of another size; the same file is gone on with."""
+    monkeypatch.chdir(photos.parent)
+    files = sorted(map(str, photos.glob("more/*.png")))
+
+    def predict(name, some):
+        shutil.rmtree("data", ignore_errors=True)
+        images = [{"bytes": Path(each).read_bytes(), "path": None} for each in some]
+        rows = datasets.Dataset.from_dict({"image": images}).cast_column("image", datasets.Image())
+        rows.to_parquet(photos.parent / "data" / name)
+        return CliRunner().invoke(app, ["predict", folder, "data", "-o", "tags.csv", "--num-proc", "0"])
+
+    for name, some, code in (("a.parquet", files[:3], 0), ("a.parquet", files[:3], 0), ("b.parquet", files[:3], 2)):
+        assert predict(name, some).exit_code == code
+    Image.new("RGB", (200, 200)).save(files[4])
+    result = predict("a.parquet", files[3:6])
+    assert result.exit_code == 2
+    assert "'tags.csv' was made with another data set: name another file" in result.stderr

@@ -84,7 +84,7 @@ def predict(
     if output is None:
         _print(tagger, pictures, as_json)
         return
-    about = {"model": tagger.weights, "given": given, "thresholds": thresholds, "rows": pictures.num_rows}
+    about = {"model": tagger.weights, "given": given, "thresholds": thresholds, "data set": pictures.data_sets}
     table = Table(output, {"image": str} | tagger.columns | {"error": str}, about)
     with ProgressBars() as progress:
         settings = dict(num_proc=num_proc, on_error=on_error, progress=partial(progress, "images"))

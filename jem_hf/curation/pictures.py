@@ -1,6 +1,7 @@
 """Any number of images in bounded memory: found by folder, pattern or data set, decoded in worker processes."""
 
 import glob
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -35,10 +36,11 @@ class Pictures(Dataset):
     Args:
         places (`dict[str, Any]`): By name: a path, or a split of a data set, its column of images and a row of it.
         processor ([`JemImageProcessor`]): Of the model that shall see them.
+        files (`dict[str, str]`, *optional*): Of each data set a hash of the names and sizes of its files.
     """
 
-    def __init__(self, places: dict[str, Any], processor: JemImageProcessor):
-        self.places, self.processor = places, processor
+    def __init__(self, places: dict[str, Any], processor: JemImageProcessor, files: dict[str, str] | None = None):
+        self.places, self.processor, self.files = places, processor, files or {}
         self.names = list(places)
         size = processor.size
         self.min_size = OVERSAMPLING * max(size.shortest_edge or 0, size.height or 0, size.width or 0)
@@ -49,10 +51,10 @@ class Pictures(Dataset):
         return len(self.names)
 
     @property
-    def num_rows(self) -> dict[str, int]:
-        """Of each data set and split: rows are known by their number, which other files beside theirs would change."""
+    def data_sets(self) -> dict[str, Any]:
+        """What tells data sets apart: rows are known by number, which in other files is that of another image."""
         rows = (name for name, place in self.places.items() if not isinstance(place, Path))
-        return dict(Counter(name.rpartition("/")[0] for name in rows))
+        return {"rows": dict(Counter(name.rpartition("/")[0] for name in rows)), "files": self.files}
 
     def __getitem__(self, indices: list[int]) -> Batch:
         images, errors = [], []
@@ -61,14 +63,14 @@ class Pictures(Dataset):
                 images.append(self._read(self.names[i]))
                 errors.append(None)
             except ValueError as error:
-                errors.append(str(error))
+                errors.append(_utf8(str(error)))
         pixels = self.processor(images, return_tensors="pt")["pixel_values"] if images else torch.empty(0)
         return Batch([self.names[i] for i in indices], pixels, errors)
 
     def without(self, names: set[str]) -> "Pictures":
         """Those that are not among `names`."""
         places = {name: place for name, place in self.places.items() if name not in names}
-        return Pictures(places, self.processor)
+        return Pictures(places, self.processor, self.files)
 
     def batches(self, batch_size: int = 64, num_proc: int | None = None) -> Iterator[Batch]:
         """
@@ -113,20 +115,23 @@ def find_pictures(sources: Iterable[str], processor: JemImageProcessor, output: 
         ValueError: a source that is none of these, or without an image, or a data set in whose folder the output is.
     """
     places: dict[str, Any] = {}
+    files: dict[str, str] = {}
     for source in map(os.path.expanduser, map(str, sources)):
         found = _files(source, output)
         if not found and output is not None and Path(source).resolve() in output.resolve().parents:
             raise ValueError(
                 f"the table {str(output)!r} would be part of the data set {source!r}: name a file elsewhere"
             )
-        places |= found or _rows(source)
-    return Pictures(places, processor)
+        if not found:
+            found, files[_utf8(source)] = _rows(source), _hash_of_files(source)
+        places |= found
+    return Pictures(places, processor, files)
 
 
 def _files(source: str, output: Path | None) -> dict[str, Path]:
     """The images of a file, a folder or a pattern; empty where it is none of these, but perhaps a data set."""
     if os.path.isfile(source) and not source.endswith(".parquet"):
-        return {os.path.normpath(source): Path(source)}
+        return {_utf8(os.path.normpath(source)): Path(source)}
     endings = tuple(ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN)
     if os.path.isdir(source):
         own = () if output is None else (output.resolve(), output.resolve().with_name(f"{output.name}.parts"))
@@ -135,9 +140,7 @@ def _files(source: str, output: Path | None) -> dict[str, Path]:
             return {}
     else:
         files = [Path(file) for file in sorted(glob.glob(source, recursive=True)) if os.path.isfile(file)]
-    # tables keep UTF-8 only
-    images = (file for file in files if str(file).lower().endswith(endings))
-    found = {os.path.normpath(file).encode(errors="replace").decode(): file for file in images}
+    found = {_utf8(os.path.normpath(file)): file for file in files if str(file).lower().endswith(endings)}
     if not found and glob.has_magic(source):
         raise ValueError(f"no image file fits the pattern {source!r}")
     return found
@@ -146,6 +149,20 @@ def _files(source: str, output: Path | None) -> dict[str, Path]:
 def _is_in(file: Path, places: tuple[Path, ...]) -> bool:
     path = file.resolve()
     return any(place == path or place in path.parents for place in places)
+
+
+def _utf8(text: str) -> str:
+    """Tables keep UTF-8 only; what is not is written as \\udce9, by which names that differ stay different."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _hash_of_files(source: str) -> str:
+    """Of the names and sizes of the files of a data set; of none where it is not in a folder or file here."""
+    path, key = Path(source), hashlib.sha256()
+    files = sorted(list_files(path), key=str) if path.is_dir() else [path]
+    for file in filter(os.path.isfile, files):
+        key.update(f"{os.path.relpath(file, path)}\0{file.stat().st_size}\0".encode(errors="surrogateescape"))
+    return key.hexdigest()
 
 
 def _rows(source: str) -> dict[str, tuple]:
@@ -159,5 +176,5 @@ def _rows(source: str) -> dict[str, tuple]:
     found = {}
     for split, rows in loaded.items():
         undecoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        found |= {f"{source}/{split}/{i}": (undecoded, column, i) for i in range(len(undecoded))}
+        found |= {f"{_utf8(source)}/{split}/{i}": (undecoded, column, i) for i in range(len(undecoded))}
     return found
