@@ -31,8 +31,10 @@ from jem_hf.curation.audit import cross_fit
 from jem_hf.curation.balance import fill_combinations
 from jem_hf.curation.duplicates import near_duplicates
 from jem_hf.data.avatars import render
+from jem_hf.data.tensors import random_rows
 from jem_hf.evaluation.judges import Oracle, load_oracle
 from jem_hf.models.image_processing_jem import to_pixels
+from jem_hf.models.requests_jem import parse_request
 from jem_hf.training.augmentation import augment, random_shift
 from jem_hf.training.devices import has_native_bfloat16
 from jem_hf.training.splits import load_evaluation_splits
@@ -211,43 +213,50 @@ def _jpeg(image: Image.Image, quality: int) -> Image.Image:
 
 def balance(args) -> dict:
     """
-    Accuracy of one attribute over test images, overall and in the worst group, for each remedy and seed.
+    Accuracy of the attributes that combinations name first, overall and in the worst group, by remedy and seed.
 
-    All see the whole training split, as the model has, and the same number of steps.
+    All see the whole training split, as the model has, ten images of each combination that was kept from both, and the
+    same number of steps. One classifier tells all of the attributes.
     """
     model = JemModel.from_pretrained(args.model)
-    splits = _splits(args, model)
-    target, other = args.target, args.other
-    k, m = (model.config.attributes.index(name) for name in (target, other))
+    splits, config = _splits(args, model), model.config
+    combinations = [parse_request(text, config) for text in args.combinations]
+    pairs = [[config.attributes.index(name.strip(" ~")) for name in text.split("&")] for text in args.combinations]
     rest, test = splits["novel"], splits["test"]
-    order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(0))
-    groups = rest.labels[:, k] * 2 + rest.labels[:, m]
-    few = torch.cat([order[groups[order] == g][:10] for g in groups.unique() if (groups == g).sum() >= 100])
     kept = torch.ones(len(rest), dtype=torch.bool)
-    kept[few] = False
-    thinned = _joined(splits["train"], rest.subset(few))
+    for combination in combinations:
+        wanted = torch.tensor(combination)
+        rows = ((rest.labels == wanted) | (wanted < 0)).all(1).nonzero()[:, 0]
+        kept[rows[random_rows(len(rows), 10)]] = False
+    thinned = _joined(splits["train"], rest.subset(~kept))
     judged = _joined(test, rest.subset(kept))
-    oracle = load_oracle(thinned, model.config.num_values)
-    drawn, report = fill_combinations(model, thinned, [target, other], args.per_combination, oracle)
-    labels = torch.full((len(drawn), len(model.config.attributes)), -1)
-    for row, each in enumerate(drawn):
-        labels[row, k], labels[row, m] = (int(each["attributes"][name]) for name in (target, other))
-    pictures = torch.stack([pil_to_tensor(each["image"]) for each in drawn]) if drawn else thinned.images[:0]
-    filled = _joined(thinned, AttributeTensors(pictures, labels, thinned.attributes))
+    oracle = load_oracle(thinned, config.num_values)
+    filled, reports = thinned, []
+    for places in pairs:
+        names = [config.attributes[k] for k in places]
+        drawn, report = fill_combinations(model, thinned, names, args.per_combination, oracle)
+        reports.append(report)
+        print(json.dumps(report), flush=True)
+        if drawn:
+            labels = torch.full((len(drawn), len(config.attributes)), -1)
+            labels[:, places] = torch.tensor([[int(each["attributes"][name]) for name in names] for each in drawn])
+            pictures = torch.stack([pil_to_tensor(each["image"]) for each in drawn])
+            filled = _joined(filled, AttributeTensors(pictures, labels, thinned.attributes))
     results: dict[str, list] = {}
     for seed in range(args.seeds):
         for name, part, weighted in (
             ("thinned", thinned, False), ("thinned, reweighted", thinned, True), ("balanced", filled, False)
         ):  # fmt: skip
-            p = _classify(part, k, m, weighted, seed, args.steps, judged.images)
-            right = (p > 0.5).long() == judged.labels[:, k]
-            group = judged.labels[:, k] * 2 + judged.labels[:, m]
-            by_group = {int(g): right[group == g].float().mean().item() for g in group.unique()}
-            results.setdefault(name, []).append(
-                {"overall": right.float().mean().item(), "worst_group": min(by_group.values()), "groups": by_group}
-            )
-            print(json.dumps({name: results[name][-1], "seed": seed}), flush=True)
-    return {"drawn": report, "results": results}
+            p = _classify(part, pairs, weighted, seed, args.steps, judged.images)
+            found = {}
+            for text, (k, m), own in zip(args.combinations, pairs, p.unbind(1)):
+                right = (own > 0.5).long() == judged.labels[:, k]
+                group = judged.labels[:, k] * 2 + judged.labels[:, m]
+                worst = min(right[group == g].float().mean().item() for g in group.unique())
+                found[text] = {"overall": right.float().mean().item(), "worst_group": worst}
+            results.setdefault(name, []).append(found)
+            print(json.dumps({name: found, "seed": seed}), flush=True)
+    return {"drawn": reports, "results": results}
 
 
 def _joined(*parts: AttributeTensors) -> AttributeTensors:
@@ -255,27 +264,34 @@ def _joined(*parts: AttributeTensors) -> AttributeTensors:
     return AttributeTensors(images, labels, parts[0].attributes)
 
 
-def _classify(train, k: int, m: int, weighted: bool, seed: int, num_steps: int, images) -> torch.Tensor:
-    """`p(y_k)` of images by the oracle's network, trained on this attribute alone; by weights of groups if asked."""
+def _classify(train, pairs: list[list[int]], weighted: bool, seed: int, num_steps: int, images) -> torch.Tensor:
+    """
+    `p(y_k)` (N, number of pairs) of images by the oracle's network, trained on the first attributes of pairs alone.
+
+    Where weighted, the four groups of a pair weigh the same.
+    """
     torch.manual_seed(seed)
-    y, group = train.labels[:, k], train.labels[:, k] * 2 + train.labels[:, m]
-    weights = torch.ones(len(y))
+    targets = train.labels[:, [k for k, _ in pairs]]
+    weights = torch.ones(targets.shape)
     if weighted:
-        weights = (len(y) / 4 / group.bincount(minlength=4).clamp(min=1))[group]
-    network = Oracle(train.images.shape[1], [2]).to(memory_format=torch.channels_last).train()
+        for column, (k, m) in enumerate(pairs):
+            group = train.labels[:, k] * 2 + train.labels[:, m]
+            weights[:, column] = (len(group) / 4 / group.bincount(minlength=4).clamp(min=1))[group]
+    network = Oracle(train.images.shape[1], [2] * len(pairs)).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, num_steps)
-    passes = (rows for _ in count() for rows in torch.randperm(len(y)).split(64))
+    passes = (rows for _ in count() for rows in torch.randperm(len(targets)).split(64))
     for rows in islice(passes, num_steps):
         x = to_pixels(random_shift(augment(train.images[rows], flip=True, blur=False), 2))
         with torch.autocast("cpu", torch.bfloat16, enabled=has_native_bfloat16()):
-            logits = network(x)[:, 0]
-        loss = (weights[rows] * F.cross_entropy(logits.float(), y[rows], reduction="none")).mean()
+            logits = network(x)
+        y = targets[rows]
+        losses = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), ignore_index=-1, reduction="none")
         optimizer.zero_grad()
-        loss.backward()
+        ((weights[rows].flatten() * losses).sum() / (y >= 0).sum()).backward()
         optimizer.step()
         schedule.step()
-    return network.eval().predict_proba(images)[:, 0, 1]
+    return network.eval().predict_proba(images)[:, :, 1]
 
 
 def _splits(args, model: JemModel) -> dict[str, AttributeTensors]:
@@ -293,8 +309,10 @@ def main():
     parser.add_argument("--steps", type=int, default=1000, help="balance: of 64 images, of each classifier")
     parser.add_argument("--pairwise", action="store_true", help="audit: judge labels given the others, too")
     parser.add_argument("--show", type=int, default=24, help="duplicates: pairs of the data's own in duplicates.png")
-    parser.add_argument("--target", default="Blond_Hair", help="balance: what is classified")
-    parser.add_argument("--other", default="Male", help="balance: what it goes together with")
+    combinations = ["Blond_Hair & Male", "Bangs & Male", "Brown_Hair & ~No_Beard"]  # of those the recipe keeps out
+    parser.add_argument(
+        "--combinations", nargs="+", default=combinations, help="balance: what is classified & what is rare with it"
+    )
     parser.add_argument("--per-combination", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)

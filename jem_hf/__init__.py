@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .curation.framing import find_crop
 from .curation.tagging import Tagger
 from .data.loading import load_attribute_dataset
 from .data.tensors import AttributeStream, AttributeTensors, encode_dataset
@@ -42,6 +43,7 @@ __all__ = [
     "Tagger",
     "__version__",
     "encode_dataset",
+    "find_crop",
     "list_models",
     "load_attribute_dataset",
     "model_info",

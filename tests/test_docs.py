@@ -10,37 +10,12 @@ import torch
 from hub_client import environment
 from hub_server import HubServer
 from PIL import Image
-from run_markdown import blocks
+from run_markdown import COMMAND, blocks
 
 from jem_hf import JemConfig, JemImageProcessor, JemModel
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-JEM_HF = f"""#!{sys.executable}
-# The command with training, data and chains so small that a test can wait for them; the rest is as the page has it.
-import sys
-
-from jem_hf.cli import app
-
-avatars = "--num_train 60 --num_test 20 --num_novel 20".split()
-small = {{
-    "train": [
-        *"--max_steps 2 --per_device_train_batch_size 8 --bf16 false --eval_strategy no --save_strategy no".split(),
-        *("--size", "{{shortest_edge: 16}}", "--crop_size", "{{height: 16, width: 16}}"),
-        *("--backbone_kwargs", "{{width: 4, hidden_size: 8}}"),
-        *(avatars if sys.argv[2:3] in (["quickstart"], ["jem-avatars"]) else []),
-    ],
-    "evaluate": [*"--num-images 8 --num-cas 0".split(), *(avatars if "avatars" in sys.argv else [])],
-    "generate": ["--steps", "2"],
-    "edit": ["--steps", "2"],
-    "quickstart": "--max-steps 2 --num-train 40 --num-images 8".split(),
-}}
-if sys.argv[1] == "train" and "--autoencoder" not in sys.argv:
-    small["train"] += ["--autoencoder", "null"]
-sys.argv += small.get(sys.argv[1], [])
-app()
-"""
 
 
 @pytest.fixture
@@ -70,7 +45,7 @@ def folder(tmp_path):
         tmp_path / "runs" / "mine"
     )
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "jem-hf").write_text(JEM_HF)
+    (tmp_path / "bin" / "jem-hf").write_text(COMMAND)
     (tmp_path / "bin" / "jem-hf").chmod(0o755)
     return tmp_path
 

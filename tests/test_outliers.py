@@ -59,6 +59,23 @@ def test_scores_of_a_known_density():
         torch.testing.assert_close(found[:, 2 + k], torch.stack(errors).mean(0).log(), atol=1e-4, rtol=1e-4)
 
 
+def test_quick_scores_are_those_without_a_gradient_and_their_distance_is_that_of_a_part():
+    model, x = model_of_codes(outlier_score=True), images(5)
+    with torch.no_grad():
+        log_p = model.log_marginal(x)
+    scores, quick = image_scores(model, x), image_scores(model, x, quick=True)
+    torch.testing.assert_close(quick, scores[:, [0, *range(2 + len(TIMES), scores.shape[1])]])
+    torch.testing.assert_close(quick[:, 0], log_p)
+    num = scores.shape[1]
+    mixed = torch.randn(20_000, num, generator=torch.Generator().manual_seed(2)) @ torch.randn(num, num)
+    fitted = OutlierScore(num)
+    fitted.fit(mixed)
+    part = mixed[1::2, [0, *range(2 + len(TIMES), num)]]
+    squares = fitted.distance(part, quick=True).square()  # chi-square of as many degrees of freedom
+    assert squares.mean().item() == pytest.approx(part.shape[1], rel=0.05)
+    assert squares.var().item() == pytest.approx(2 * part.shape[1], rel=0.1)
+
+
 @pytest.fixture
 def fitted():
     model = model_of_codes(outlier_score=True)

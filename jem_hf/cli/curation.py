@@ -27,6 +27,7 @@ from ..models.modeling_jem import JemModel
 from ..training.splits import DEFAULT_SPLIT, load_evaluation_splits
 from .shared import (
     FIELDS,
+    Crop,
     Folder,
     Json,
     Model,
@@ -35,6 +36,7 @@ from .shared import (
     check_folder,
     fields_of,
     load_model,
+    load_processor,
     name_or_path,
     path,
     print_json,
@@ -68,6 +70,7 @@ def predict(
     outlier_score: Annotated[
         bool | None, typer.Option(help="How strange each image is: slow, so by default not in a table.")
     ] = None,
+    crop: Crop = None,
     num_proc: Annotated[int | None, typer.Option(min=0, help="Processes that decode images.")] = None,
     on_error: Annotated[str, typer.Option(help="skip: note a broken image in the table; raise: stop there.")] = "skip",
     as_json: Json = False,
@@ -76,15 +79,17 @@ def predict(
     if output is not None:
         check_folder(checked_path(output).parent)
     network = load_model(model)
-    thresholds = _thresholds(network, model, threshold, dataset, given)
+    thresholds = _thresholds(network, model, threshold, dataset, given, crop)
     if outlier_score is None:
         outlier_score = output is None and network.has_outlier_score
-    tagger = Tagger(model, thresholds=thresholds, given=given, outlier_score=outlier_score)
+    crop_to = load_processor(model, network, crop, images).crop_to
+    tagger = Tagger(model, thresholds=thresholds, given=given, outlier_score=outlier_score, crop_to=crop_to)
     pictures = find_pictures(images, tagger.processor, output)
     if output is None:
         _print(tagger, pictures, as_json)
         return
     about = {"model": tagger.weights, "given": given, "thresholds": thresholds, "data set": pictures.data_sets}
+    about |= {"crop_to": crop_to} if crop_to else {}
     table = Table(output, {"image": str} | tagger.columns | {"error": str}, about)
     with ProgressBars() as progress:
         settings = dict(num_proc=num_proc, on_error=on_error, progress=partial(progress, "images"))
@@ -105,12 +110,14 @@ def audit_dataset(
     ] = 0,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data by each of these.")] = 6,
     outliers: Annotated[bool, typer.Option(help="Look for images that do not belong, which is slow.")] = True,
+    crop: Crop = None,
     output: Folder = "audit",
     as_json: Json = False,
 ) -> None:
     """Find wrong and missing labels, strangers, copies and missing combinations in a labelled data set."""
     check_folder(output)
-    network, processor = load_model(model), JemImageProcessor.from_pretrained(model)
+    network = load_model(model)
+    processor = load_processor(model, network, crop, [dataset])
     with redirect_stdout(sys.stderr), ProgressBars() as progress:
         fields = fields_of(context)
         splits = load_evaluation_splits(dataset, processor, network.config, fields)
@@ -167,7 +174,9 @@ def balance(
     say(f"wrote {output}: load_dataset({str(output)!r}) loads it")
 
 
-def _thresholds(network: JemModel, model: str, rule: str | None, dataset: str | None, given: str) -> dict[str, float]:
+def _thresholds(
+    network: JemModel, model: str, rule: str | None, dataset: str | None, given: str, crop: str | None
+) -> dict[str, float]:
     """Of binary attributes, by a rule; on the validation split of labelled images, else their test split."""
     kind, value = parse_rule(rule) if rule else ("none", 0.0)
     if kind in ("none", "fixed") and dataset is not None:
@@ -182,7 +191,7 @@ def _thresholds(network: JemModel, model: str, rule: str | None, dataset: str | 
     if dataset is None or given:
         remedy = "leave --given out" if given else "name them with --dataset"
         raise ValueError(f"--threshold {rule} is chosen by labelled images of all kinds: {remedy}")
-    splits = load_evaluation_splits(dataset, JemImageProcessor.from_pretrained(model), network.config)
+    splits = load_evaluation_splits(dataset, load_processor(model, network, crop, [dataset]), network.config)
     part = next(splits[name] for name in ("validation", "test", "train") if name in splits)
     logits = predict_images(network, part.images)[0]
     places = [network.config.attributes.index(name) for name in binary]

@@ -16,7 +16,9 @@ from tqdm import tqdm
 from transformers.utils import logging
 from typer.core import TyperGroup
 
+from ..curation.framing import parse_crop
 from ..hub.zoo import list_models
+from ..models.image_processing_jem import JemImageProcessor
 from ..models.modeling_jem import JemModel
 
 EXTRAS = {"gradio": "demo", "onnx": "onnx", "onnxscript": "onnx"}  # of this package, by what is lacking
@@ -65,6 +67,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for ma
 Model = Annotated[str, typer.Argument(parser=name_or_path, help="Zoo name, Hub id or folder.")]
 Folder = Annotated[Path | None, typer.Option("--output", "-o", parser=path, help="Folder of the results.")]
 ImageFile = Annotated[Path, typer.Option("--output", "-o", parser=path, help="File of the grid, such as a PNG.")]
+Crop = Annotated[
+    str | None,
+    typer.Option(
+        help="Cut images to a square first: x,y,side as shares of one, or auto, where they are least strange."
+    ),
+]
 FIELDS = {"allow_extra_args": True, "ignore_unknown_options": True}  # context settings, see `fields_of`
 
 
@@ -119,6 +127,18 @@ def load_model(name: str) -> JemModel:
         raise ValueError(f"no model {name!r}: it is not in the zoo ({known}), not a folder, and {error}") from error
     finally:
         logging.set_verbosity(verbosity)
+
+
+def load_processor(name: str, model: JemModel, crop: str | None, sources: list[str]) -> JemImageProcessor:
+    """The image processor of a model; with `crop` one that cuts images first, see [`parse_crop`]."""
+    processor = JemImageProcessor.from_pretrained(name)
+    if crop is None:
+        return processor
+    crop_to, distances = parse_crop(crop, model, processor, sources)
+    if distances is not None:
+        square = ",".join(f"{share:g}" for share in crop_to)
+        say(f"--crop {square}: how strange the images are falls from {distances[0]:.1f} to {distances[1]:.1f}")
+    return JemImageProcessor(**processor.to_dict() | {"crop_to": crop_to})
 
 
 def say(message: str) -> None:

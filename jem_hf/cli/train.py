@@ -11,11 +11,10 @@ import typer
 from ..evaluation.evaluate import evaluate
 from ..evaluation.report import document, write_report
 from ..metrics.tables import tables
-from ..models.image_processing_jem import JemImageProcessor
 from ..training import recipes
 from ..training.splits import load_evaluation_splits
 from . import shared
-from .shared import FIELDS, Folder, Json, Model, app, name_or_path
+from .shared import FIELDS, Crop, Folder, Json, Model, app, name_or_path
 
 
 @app.command()
@@ -88,14 +87,16 @@ def evaluate_model(
     ] = False,
     num_chains: Annotated[int, typer.Option(min=2, help="Chains for --bits-per-dimension, each way.")] = 16,
     num_temperatures: Annotated[int, typer.Option(min=1, help="Their temperatures; more are more exact.")] = 200,
+    crop: Crop = None,
     output: Folder = None,
     as_json: Json = False,
 ) -> None:
     """Measure a model beside a classifier of the same network; an independent oracle judges its images."""
     if output is not None:
         shared.check_folder(output)
-    network, processor = shared.load_model(model), JemImageProcessor.from_pretrained(model)
+    network = shared.load_model(model)
     fields = shared.fields_of(context)
+    processor = shared.load_processor(model, network, crop, [dataset])
     splits = load_evaluation_splits(dataset, processor, network.config, fields)
     settings = dict(split=split, prediction_only=prediction_only, baselines=baselines)
     settings |= dict(num_images=num_images, num_cas=num_cas)

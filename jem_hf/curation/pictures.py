@@ -46,6 +46,8 @@ class Pictures(Dataset):
         self.min_size = OVERSAMPLING * max(size.shortest_edge or 0, size.height or 0, size.width or 0)
         if processor.do_trim:  # what it leaves may be a small part
             self.min_size *= OVERSAMPLING
+        if processor.crop_to:
+            self.min_size = round(self.min_size / processor.crop_to[2])
 
     def __len__(self) -> int:
         return len(self.names)
@@ -60,7 +62,7 @@ class Pictures(Dataset):
         images, errors = [], []
         for i in indices:
             try:
-                images.append(self._read(self.names[i]))
+                images.append(self.read(self.names[i]))
                 errors.append(None)
             except ValueError as error:
                 errors.append(_utf8(str(error)))
@@ -85,7 +87,7 @@ class Pictures(Dataset):
         num_proc = min(num_proc, len(sampler) - 1)  # one batch needs no process
         yield from DataLoader(self, sampler=sampler, batch_size=None, num_workers=max(0, num_proc))
 
-    def _read(self, name: str) -> Image.Image:
+    def read(self, name: str) -> Image.Image:
         """An image of about the size that is needed, so that a batch of photographs takes little memory."""
         image = to_rgb(open_image(self._source(name), min_size=self.min_size))
         factor = min(image.size) // self.min_size

@@ -32,6 +32,7 @@ class Tagger:
             Probability from which a binary attribute counts as there, by name; 0.5 for others.
         given (`str` or `dict`, *optional*): What is known of all images, see [`parse_request`](requests_jem.py).
         outlier_score (`bool`, *optional*, defaults to `False`): Add it; it takes several times as long as the rest.
+        crop_to (`list[float]`, *optional*): Square that images are cut to first, see [`find_crop`](framing.py).
 
     Raises:
         OSError: no such model.
@@ -46,8 +47,9 @@ class Tagger:
         thresholds: Mapping[str, float] | None = None,
         given: Request = "",
         outlier_score: bool = False,
+        crop_to: Sequence[float] | None = None,
     ):
-        self.name, self.image_column, self.outlier_score = model, image_column, outlier_score
+        self.name, self.image_column, self.outlier_score, self.crop_to = model, image_column, outlier_score, crop_to
         self.config, self.weights = JemConfig.from_pretrained(model), _hash(model)
         self.thresholds = dict(thresholds or {})
         self._loaded: tuple[JemModel, JemImageProcessor] | None = None
@@ -112,7 +114,8 @@ class Tagger:
         if self._loaded is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
             model = JemModel.from_pretrained(self.name).to(device).eval()
-            self._loaded = model, JemImageProcessor.from_pretrained(self.name)
+            changed = {} if self.crop_to is None else {"crop_to": list(self.crop_to)}
+            self._loaded = model, JemImageProcessor.from_pretrained(self.name, **changed)
         return self._loaded
 
 

@@ -1,6 +1,7 @@
 """Images in, pixels in [-1, 1] out, and back. Whatever shows an image to the model opens it here."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -108,6 +109,32 @@ def cut_square(image: torch.Tensor, square: tuple[int, int, int] | None) -> torc
     return whole
 
 
+def check_square(crop_to: Sequence[float]) -> None:
+    """Raise `ValueError` unless this is a centre inside of an image, and a side that it has."""
+    if len(crop_to) != 3 or not all(0 <= share <= 1 for share in crop_to) or not crop_to[2]:
+        shown = ",".join(map(str, crop_to))
+        raise ValueError(f"a crop is x, y and side, three shares of an image from 0 to 1 as 0.5,0.5,1, not {shown}")
+
+
+def square_at(image: torch.Tensor, crop_to: Sequence[float]) -> torch.Tensor:
+    """
+    A square of an image (C, H, W), moved inside where it reaches beyond.
+
+    Args:
+        crop_to (`Sequence[float]`): Its centre as shares of width and height, and its side as a share of the shorter
+            of them: `(0.5, 0.5, 1)` is what a centre crop leaves.
+
+    Raises:
+        ValueError: as [`check_square`].
+    """
+    check_square(crop_to)
+    x, y, share = crop_to
+    height, width = image.shape[1:]
+    side = max(1, round(share * min(height, width)))
+    top, left = (min(max(0, round(at * whole - side / 2)), whole - side) for at, whole in ((y, height), (x, width)))
+    return image[:, top : top + side, left : left + side]
+
+
 def _corners(image: torch.Tensor) -> torch.Tensor:
     """(C, 4)"""
     return image[:, [0, 0, -1, -1], [0, -1, 0, -1]]
@@ -196,9 +223,11 @@ def to_bytes(array: np.ndarray | torch.Tensor) -> np.ndarray:
 class JemImagesKwargs(ImagesKwargs, total=False):
     """
     do_trim (`bool`, *optional*, defaults to `False`): Cut what stands on a ground of one colour out first.
+    crop_to (`list[float]`, *optional*): Cut a square out first, see [`square_at`].
     """
 
     do_trim: bool | None
+    crop_to: Sequence[float] | None
 
 
 class JemImageProcessor(OnHub, TorchvisionBackend):
@@ -207,6 +236,7 @@ class JemImageProcessor(OnHub, TorchvisionBackend):
 
     A `shortest_edge` above the crop's size zooms in: aligned CelebA faces fill the frame at 1.25 times. With `do_trim`
     an image that shows something on a ground of one colour, as catalogues do, is first cut to the square around that.
+    With `crop_to` a square is cut out first: [`find_crop`] finds the one that a model knows best.
     """
 
     checkpoint_files = ("preprocessor_config.json",)
@@ -219,6 +249,7 @@ class JemImageProcessor(OnHub, TorchvisionBackend):
     crop_size = {"height": 32, "width": 32}
     default_to_square = False
     do_trim = False
+    crop_to = None
     do_resize = True
     do_center_crop = True
     do_rescale = True
@@ -244,7 +275,9 @@ class JemImageProcessor(OnHub, TorchvisionBackend):
         image = open_image(image, channels=input_data_format)
         return super().process_image(to_rgb(image) if do_convert_rgb else image, **kwargs)
 
-    def _preprocess(self, images, do_trim=False, **kwargs):
+    def _preprocess(self, images, do_trim=False, crop_to=None, **kwargs):
+        if crop_to is not None:
+            images = [square_at(image, crop_to) for image in images]
         if do_trim:
             images = [cut_square(image, subject_square(image)) for image in images]
         return super()._preprocess(images, **kwargs)

@@ -185,11 +185,14 @@ class JemModel(SamplingMixin, CheckedInputs, OnHub, CheckedWeights, PreTrainedMo
         """Whether it has one, with statistics of training images."""
         return self.outliers is not None and self.outliers.is_fitted
 
-    def outlier_distance(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """How strange images (B, C, H, W) in [-1, 1] are, (B,), 0 or more: see [`OutlierScore`]."""
+    def outlier_distance(self, pixel_values: torch.Tensor, quick: bool = False) -> torch.Tensor:
+        """
+        How strange images (B, C, H, W) in [-1, 1] are, (B,), 0 or more: see [`OutlierScore`]. With `quick` by fewer
+        scores, ten times sooner: less sure, and on another scale.
+        """
         if not self.has_outlier_score:
             raise ValueError("this model has no outlier score: set outlier_score in its config and train it")
-        return self.outliers.distance(image_scores(self, pixel_values))
+        return self.outliers.distance(image_scores(self, pixel_values, quick), quick)
 
     def outlier_score(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The share (B,), 0 to 1, of training images that are less strange than images (B, C, H, W) in [-1, 1]."""

@@ -16,9 +16,9 @@ def num_scores(has_autoencoder: bool) -> int:
     return 2 + len(TIMES) + 1 + 2 * has_autoencoder
 
 
-def image_scores(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+def image_scores(model: Any, pixel_values: torch.Tensor, quick: bool = False) -> torch.Tensor:
     """
-    Scores (B, S) of images (B, C, H, W) in [-1, 1].
+    Scores (B, S) of images (B, C, H, W) in [-1, 1]; with `quick` those alone that need no gradient.
 
     `log p~(x)`; the logarithms of the norm of its gradient (the score), of the matching error at five places between
     noise and the image (the warm-up's own loss on this image, a denoiser's error; compare Mahmood et al. 2021, arXiv
@@ -27,6 +27,12 @@ def image_scores(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
     """
     with torch.no_grad():
         codes = model.encode(pixel_values)
+        seen = [_log(_sharpness(pixel_values))]
+        if model.autoencoder is not None:
+            images = model.decode(codes)
+            seen += [_log((images - pixel_values).square().flatten(1).mean(1)), _log(_sharpness(images))]
+        if quick:
+            return torch.stack([model.label_distribution(codes).log_marginal().float(), *seen], dim=1)
     log_p, gradient = _gradient(model, codes)
     scores = [log_p, _log(gradient.flatten(1).norm(dim=1))]
     generator = torch.Generator().manual_seed(0)  # the same noise for every image
@@ -38,12 +44,7 @@ def image_scores(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
             gradient = _gradient(model, torch.lerp(noise.expand_as(codes), codes, t))[1]
             errors.append((gradient - decay * (codes - noise)).square().flatten(1).mean(1))
         scores.append(_log(torch.stack(errors).mean(0)))
-    scores.append(_log(_sharpness(pixel_values)))
-    if model.autoencoder is not None:
-        with torch.no_grad():
-            images = model.decode(codes)
-        scores += [_log((images - pixel_values).square().flatten(1).mean(1)), _log(_sharpness(images))]
-    return torch.stack(scores, dim=1)
+    return torch.stack([*scores, *seen], dim=1)
 
 
 def _gradient(model: Any, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,10 +101,15 @@ class OutlierScore(nn.Module):
         self.precision.copy_(torch.linalg.inv(covariance))
         self.quantiles.copy_(self.distance(rest).quantile(torch.linspace(0, 1, 1001).to(scores)))
 
-    def distance(self, scores: torch.Tensor) -> torch.Tensor:
-        """(B,), 0 or more, of scores (B, S)."""
-        centred = scores.double() - self.mean.double()
-        return torch.einsum("bi,ij,bj->b", centred, self.precision.double(), centred).clamp(min=0).sqrt().float()
+    def distance(self, scores: torch.Tensor, quick: bool = False) -> torch.Tensor:
+        """(B,), 0 or more, of scores (B, S), with `quick` of those alone that are had without a gradient."""
+        mean, precision = self.mean.double(), self.precision.double()
+        if quick:
+            kept = torch.ones_like(mean, dtype=torch.bool)
+            kept[1 : 2 + len(TIMES)] = False
+            mean, precision = mean[kept], torch.linalg.inv(torch.linalg.inv(precision)[kept][:, kept])
+        centred = scores.double() - mean
+        return torch.einsum("bi,ij,bj->b", centred, precision, centred).clamp(min=0).sqrt().float()
 
     def percentile(self, distance: torch.Tensor) -> torch.Tensor:
         """The share, 0 to 1, of training images that are less strange."""
