@@ -2,8 +2,8 @@
 
 import json
 import os
-import subprocess
-import sys
+
+import fresh_process
 
 WITHOUT_JEM_HF = """
 import sys
@@ -33,14 +33,13 @@ def python(script, cwd, env, without_jem_hf=False):
     """Run a script; returns the object that it leaves in `result`."""
     start = "import torch; torch.set_num_threads(1)\n" + (WITHOUT_JEM_HF if without_jem_hf else "") + HASH
     code = f"{start}\nresult = {{}}\n{script}\nimport json; print(json.dumps(result))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
+    run = fresh_process.run(code, cwd=cwd, env=env)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads(run.stdout.splitlines()[-1])
 
 
 def jem_hf(*args, cwd, env, code=0):
     """Run a command; returns the process."""
-    command = [sys.executable, "-c", "from jem_hf.cli import app; app()", *map(str, args)]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
+    run = fresh_process.run("from jem_hf.cli import app; app()", *map(str, args), cwd=cwd, env=env)
     assert run.returncode == code, run.stderr[-3000:]
     return run

@@ -16,6 +16,7 @@ from jem_hf.curation.balance import (
     BATCH_SIZE,
     MAX_ATTEMPTS,
     check_addable,
+    combination_log_odds,
     extended,
     fill_combinations,
     write_extended,
@@ -61,7 +62,8 @@ def thinned():
 
 
 def test_combinations_are_filled_and_what_others_do_not_see_is_dropped(painter, thinned, tmp_path):
-    oracle = load_oracle(striped_images(600, seed=0), (2, 3), cache_dir=tmp_path)
+    oracle = load_oracle(thinned, (2, 3), cache_dir=tmp_path)  # which has seen four of the one and none of the other
+    stranger = load_oracle(striped_images(600, seed=0), (2, 3), cache_dir=tmp_path)
     images, report = fill_combinations(painter, thinned, ["stripe", "block"], 10, oracle)
     found = {each["request"]: each for each in report}
     assert found["stripe & block=high"]["before"] == 4 and found["stripe & block=wide"]["before"] == 0
@@ -73,16 +75,35 @@ def test_combinations_are_filled_and_what_others_do_not_see_is_dropped(painter, 
         pixels = JemImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})(
             each["image"], return_tensors="pt"
         )
-        seen = oracle.predict(pixels["pixel_values"])[0].tolist()
+        seen = stranger.predict(pixels["pixel_values"])[0].tolist()
         assert {"stripe": bool(seen[0]), "block": ["none", "high", "wide"][seen[1]]} == each["attributes"]
     again, _ = fill_combinations(painter, thinned, ["stripe", "block"], 10, oracle)
     assert [each["image"].tobytes() for each in again] == [each["image"].tobytes() for each in images]
 
 
+def test_a_combination_is_judged_without_what_goes_together_in_the_data():
+    """Bayes with `p(x | a, b)` known: freed from the prior of the data it is that of independent attributes."""
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.tensor([[399, 199, 99], [999, 0, 49]])
+    prior = (counts + 1.0) / (counts + 1.0).sum()
+    independent = prior.sum(1, keepdim=True) * prior.sum(0, keepdim=True)
+    p = torch.rand(50, 2, 3, generator=generator)
+    p[:, 0, 2] = 0
+    p = p / p.sum(-1, keepdim=True)
+    posterior = p[:, 0, :2, None] * p[:, 1, None, :]  # of a classifier whose attributes are independent given x
+    likelihood = posterior / prior
+    expected = (likelihood * independent).flatten(1)
+    torch.testing.assert_close(combination_log_odds(p, counts).softmax(1), expected / expected.sum(1, keepdim=True))
+    even = combination_log_odds(p, torch.full((2, 3), 100)).argmax(1)
+    assert torch.equal(even, 3 * p[:, 0].argmax(1) + p[:, 1].argmax(1))  # nothing goes together: what each one says
+    one = combination_log_odds(p[:, 1:], torch.tensor([5, 300, 20]))
+    torch.testing.assert_close(one.softmax(1), p[:, 1])  # a single attribute is judged as it is
+
+
 def test_what_no_other_sees_is_given_up(painter, thinned):
     class Blind:
-        def predict(self, images):
-            return torch.zeros(len(images), 2, dtype=torch.long)
+        def predict_proba(self, images):
+            return torch.tensor([[1.0, 0, 0], [1, 0, 0]]).expand(len(images), -1, -1)
 
     images, report = fill_combinations(
         painter, thinned, ["stripe"], int((thinned.labels[:, 0] == 1).sum()) + 3, Blind()

@@ -40,8 +40,8 @@ def fill_combinations(
         train (`AttributeTensors`): What there is.
         attributes (`Sequence[str]`): Whose combinations count, such as `["Male", "Blond_Hair"]`.
         per_combination (`int`): How many images each shall have.
-        oracle ([`Oracle`](judges.py)): Trained on `train`, not on the model. An image that it does not see the whole
-            combination in is dropped.
+        oracle ([`Oracle`](judges.py)): Trained on `train`, not on the model. An image in which it does not see the
+            whole combination before all others is dropped, see [`combination_log_odds`].
         seed (`int`): Of the noise.
 
     Returns:
@@ -59,6 +59,7 @@ def fill_combinations(
     places = [config.attributes.index(name) for name in attributes]
     counts = Counter(tuple(row) for row in train.labels[:, places].tolist())
     combinations = list(product(*(range(config.num_values[k]) for k in places)))
+    prior = torch.tensor([counts[each] for each in combinations]).view([config.num_values[k] for k in places])
     wanted = {each: max(0, per_combination - counts[each]) for each in combinations}
     images, report, total = [], [], sum(wanted.values())
     for number, combination in enumerate(combinations):
@@ -69,8 +70,8 @@ def fill_combinations(
         while len(accepted) < wanted[combination] and drawn < MAX_ATTEMPTS * wanted[combination]:
             own_seed = seed + 1_000_003 * number + drawn
             x, energies = _draw(model, request, own_seed)
-            seen = oracle.predict(x)[:, places]
-            right = (seen == torch.tensor(combination)).all(1).nonzero()[:, 0].tolist()
+            seen = combination_log_odds(oracle.predict_proba(x)[:, places], prior).argmax(1)
+            right = (seen == number).nonzero()[:, 0].tolist()
             accepted += [(x[i], own_seed, energies[i]) for i in right]
             drawn += len(x)
             progress("images", len(images) + min(len(accepted), wanted[combination]), total)
@@ -90,6 +91,30 @@ def fill_combinations(
             }
         )
     return images, report
+
+
+def combination_log_odds(p: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """
+    How much speaks for each combination of values if the attributes had nothing to do with each other.
+
+    A classifier that was trained where blond men are absent takes no man for blond: of real ones it found none. So its
+    posterior is freed from the prior by which the attributes go together in its training data (Saerens, Latinne and
+    Decaestecker 2002, equation 2.4).
+
+    Args:
+        p (`torch.Tensor`): `p(y_k | x)` (B, K, V) of a classifier.
+        counts (`torch.Tensor`): Of each combination in its training data, one axis an attribute.
+
+    Returns:
+        (B, number of combinations), in the order of `counts`.
+    """
+    prior = (counts + 1.0) / (counts + 1.0).sum()  # one more of each, or an absent one could not be seen at all
+    log_odds = -prior.log()
+    for axis, num in enumerate(counts.shape):
+        shape = [num if each == axis else 1 for each in range(counts.ndim)]
+        marginal = prior.movedim(axis, 0).reshape(num, -1).sum(1)
+        log_odds = log_odds + (marginal * p[:, axis, :num]).log().view(-1, *shape)
+    return log_odds.flatten(1)
 
 
 @torch.no_grad()

@@ -1,0 +1,113 @@
+"""Processes that begin where Python has imported what takes seconds: a server forks one for each that is asked for.
+
+Libraries of Hugging Face, which read the environment when they are imported, are not there yet, unless they are named.
+"""
+
+import atexit
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+HEAVY = (
+    *("torch", "torchvision.transforms.v2", "numpy", "PIL.Image", "pandas", "pyarrow.parquet", "matplotlib.figure"),
+    *("scipy.stats", "scipy.optimize", "sklearn.metrics", "sklearn.linear_model", "yaml", "typer"),
+)
+
+
+def run(code: str, *arguments: str, cwd: str | Path, env: dict[str, str]) -> subprocess.CompletedProcess:
+    """As `python -c code arguments` would end."""
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        ask = [code, ["-c", *arguments], str(cwd), env]
+        returncode = call(_own_server(), ask, [os.open(os.devnull, os.O_RDONLY), output.fileno(), errors.fileno()])
+        output.seek(0), errors.seek(0)
+        return subprocess.CompletedProcess([*ask[1]], returncode, output.read(), errors.read())
+
+
+def call(address: str, ask: list, files: list[int]) -> int:
+    """Have a server run code with arguments, folder, environment and standard files; how it ended."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(address)
+        content = json.dumps(ask).encode()
+        socket.send_fds(server, [len(content).to_bytes(8, "big")], files)
+        server.sendall(content)
+        return int(server.recv(9) or 1)
+
+
+@contextlib.contextmanager
+def fork_server(*modules: str, env: dict[str, str] | None = None) -> Iterator[str]:
+    """The address of a server whose processes have imported these modules, in an environment."""
+    folder = tempfile.mkdtemp()
+    address = f"{folder}/socket"
+    env = (os.environ if env is None else env) | {"OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen([sys.executable, __file__, address, *modules], env=env)
+    try:
+        while not os.path.exists(address):
+            if server.poll() is not None:
+                raise RuntimeError(f"the server of fresh processes ended with {server.returncode}")
+            time.sleep(0.05)
+        yield address
+    finally:
+        server.kill()
+        shutil.rmtree(folder)
+
+
+@cache
+def _own_server() -> str:
+    """That of this process, for as long as it lives."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(fork_server(*HEAVY))
+
+
+def serve(address: str) -> None:
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(f"{address}.new")
+    server.listen()
+    os.rename(f"{address}.new", address)  # now it can be called
+    server.settimeout(1)
+    parent = os.getppid()
+    while os.getppid() == parent:
+        with contextlib.suppress(TimeoutError):
+            client, _ = server.accept()
+            if not os.fork():
+                return answer(client)
+            client.close()
+
+
+def answer(client: socket.socket) -> None:
+    """Become the process that is asked for, and say at its end how it ended."""
+    client.settimeout(None)
+    size, files, *_ = socket.recv_fds(client, 8, 3)
+    with client.makefile("rb") as content:
+        code, sys.argv, folder, environment = json.loads(content.read(int.from_bytes(size, "big")))
+    for own, file in enumerate(files):
+        os.dup2(file, own)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = ["", *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
+    returncode = 1
+    atexit.register(lambda: client.sendall(str(returncode).encode()))  # registered first, done last
+    try:
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+        returncode = 0
+    except SystemExit as end:
+        returncode = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # the folder of this file
+    for module in sys.argv[2:]:
+        importlib.import_module(module)
+    serve(sys.argv[1])
