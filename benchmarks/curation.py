@@ -244,9 +244,9 @@ def balance(args) -> dict:
             filled = _joined(filled, AttributeTensors(pictures, labels, thinned.attributes))
     results: dict[str, list] = {}
     for seed in range(args.seeds):
-        for name, part, weighted in (
-            ("thinned", thinned, False), ("thinned, reweighted", thinned, True), ("balanced", filled, False)
-        ):  # fmt: skip
+        for name in args.remedies:
+            part = filled if name.startswith("balanced") else thinned
+            weighted = name.endswith("reweighted")
             p = _classify(part, pairs, weighted, seed, args.steps, judged.images)
             found = {}
             for text, (k, m), own in zip(args.combinations, pairs, p.unbind(1)):
@@ -275,8 +275,9 @@ def _classify(train, pairs: list[list[int]], weighted: bool, seed: int, num_step
     weights = torch.ones(targets.shape)
     if weighted:
         for column, (k, m) in enumerate(pairs):
-            group = train.labels[:, k] * 2 + train.labels[:, m]
-            weights[:, column] = (len(group) / 4 / group.bincount(minlength=4).clamp(min=1))[group]
+            known = (train.labels[:, [k, m]] >= 0).all(1)  # drawn images have the labels of their request alone
+            group = (train.labels[:, k] * 2 + train.labels[:, m])[known]
+            weights[known, column] = (len(group) / 4 / group.bincount(minlength=4).clamp(min=1))[group]
     network = Oracle(train.images.shape[1], [2] * len(pairs)).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, num_steps)
@@ -313,6 +314,8 @@ def main():
     parser.add_argument(
         "--combinations", nargs="+", default=combinations, help="balance: what is classified & what is rare with it"
     )
+    remedies = ["thinned", "thinned, reweighted", "balanced", "balanced, reweighted"]
+    parser.add_argument("--remedies", nargs="+", default=remedies, choices=remedies, help="balance: the rows")
     parser.add_argument("--per-combination", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
