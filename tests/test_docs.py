@@ -1,22 +1,29 @@
-"""Every code block of the README and of docs/ is run, in a folder as a reader may have it, with a Hub on loopback."""
+"""
+Every code block of the README and of docs/ is run, in a folder as a reader may have it, with a Hub on loopback.
+
+Every Python block is a program of its own, every bash block stops at the first error; what they write stays. Left out
+are blocks without a language, and those after a line `<!-- not run: why -->`.
+"""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from fresh_process import fork_server
+from fresh_process import HEAVY, call, fork_server
 from hub_client import environment
 from hub_server import HubServer
 from PIL import Image
-from run_markdown import blocks
 
 from jem_hf import JemConfig, JemImageProcessor, JemModel
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+BLOCK = re.compile(r"(<!-- not run: [^\n]+ -->\n)?^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 JEM_HF = f"""#!{sys.executable} -S
 # The command with training, data and chains so small that a test can wait for them; the rest is as the page has it.
@@ -77,21 +84,43 @@ def folder(tmp_path):
     return tmp_path
 
 
+def blocks(text: str) -> list[tuple[int, str, str]]:
+    """Line number, language and code of every block that is run."""
+    found = []
+    for match in BLOCK.finditer(text):
+        skipped, language, code = match.groups()
+        if language and not skipped:
+            found.append((text.count("\n", 0, match.start(3)), language, code))
+    return found
+
+
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory):
-    """The environment of a reader, with a Hub and a server of processes that have imported the command."""
+    """
+    The environment of a reader, with a Hub, and servers of processes that have imported the command, and that have
+    imported what blocks of Python begin with, but not this package.
+    """
     with HubServer({"hf_user": "user"}) as hub:
         env = environment(tmp_path_factory.mktemp("home"), hub.url, "hf_user") | {"PYTHONPATH": str(ROOT)}
-        with fork_server("jem_hf.cli", env=env) as address:
-            yield env | {"SERVER_OF_COMMANDS": address}
+        modules = (*HEAVY, "transformers.trainer", "transformers.pipelines")
+        with fork_server("jem_hf.cli", env=env) as commands, fork_server(*modules, env=env) as programs:
+            yield env | {"SERVER_OF_COMMANDS": commands, "SERVER_OF_PROGRAMS": programs}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_code_of_a_page_runs(page, folder, reader):
     env = reader | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    command = [sys.executable, ROOT / "tests" / "run_markdown.py", page]
-    run = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=400)
-    assert run.returncode == 0, f"{run.stdout[-2000:]}\n{run.stderr[-3000:]}"
+    for line, language, code in blocks(page.read_text()):
+        with (folder / "output.txt").open("w+") as output:
+            if language == "python":
+                files = [os.open(os.devnull, os.O_RDONLY), output.fileno(), output.fileno()]
+                returncode = call(env["SERVER_OF_PROGRAMS"], ["\n" * line + code, ["-c"], str(folder), env], files)
+            else:
+                assert language == "bash"
+                command = ["bash", "-euo", "pipefail", "-c", code]
+                returncode = subprocess.run(command, cwd=folder, env=env, stdout=output, stderr=output).returncode
+            output.seek(0)
+            assert returncode == 0, f"{page.name}:{line + 1} ended with {returncode}\n{output.read()[-4000:]}"
 
 
 def test_the_readme_has_code_that_is_run():

@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -97,3 +98,31 @@ def test_a_command_finds_what_the_model_knows_and_cuts_it_out(photos, tmp_path, 
     assert other.exit_code == 2 and "tags.jsonl" in other.stderr  # a table of other settings
     wrong = jem_hf(app, [*arguments, "tight"])
     assert wrong.exit_code == 2 and "auto or x,y,side" in wrong.stderr
+
+
+@pytest.mark.parametrize("command", ["evaluate", "audit"])
+def test_data_sets_are_cut_alike(command, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model.save_pretrained("tiny")
+    JemImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}).save_pretrained("tiny")
+    pixels = np.random.default_rng(1).integers(256, size=(24, 20, 20, 3), dtype=np.uint8)
+    for folder, part in (("whole", pixels), ("cut", pixels[:, 10:, :10])):
+        (tmp_path / folder).mkdir()
+        lines = ["file_name,Smiling,Hair,Hat"]
+        for i, each in enumerate(part):
+            Image.fromarray(each).save(tmp_path / folder / f"{i}.png")
+            lines.append(f"{i}.png,{i % 2},{('black', 'blond', 'red')[i % 3]},{i // 12}")
+        (tmp_path / folder / "metadata.csv").write_text("\n".join(lines))
+    rest = {"evaluate": ["--prediction-only", "--no-baselines"], "audit": ["--no-outliers", "-o", "found"]}[command]
+    results = []
+    for cut in (["whole", "--crop", "0.25,0.75,0.5"], ["cut"], ["whole"]):
+        arguments = [command, "tiny", "--dataset", *cut, "--json", *rest]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.stderr
+        report = json.loads(result.stdout)
+        if command == "evaluate":
+            results.append(report["prediction"]["nll"])
+        else:
+            results.append(pd.read_parquet("found/suspects.parquet")["score"].tolist())
+    there, expected, other = results
+    assert there == expected != other
