@@ -85,7 +85,7 @@ def test_a_command_finds_what_the_model_knows_and_cuts_it_out(photos, tmp_path, 
     result = jem_hf(app, [*arguments, "auto"])
     assert result.exit_code == 0 and "8 images, 1 broken" in result.stderr
     crop, before, after = re.search(r"--crop (\S+): .* from (\S+) to (\S+)", result.stderr).groups()
-    assert [float(share) for share in crop.split(",")] == pytest.approx([0.75, 0.6, 0.6], abs=0.03)
+    assert [float(share) for share in crop.split(",")] == pytest.approx([0.75, 0.6, 0.6], abs=0.02)
     assert float(after) < float(before) / 2
     (tmp_path / "tags.jsonl").unlink()
     assert jem_hf(app, [*arguments, "0.75,0.6,0.6"]).exit_code == 0

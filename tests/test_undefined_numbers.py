@@ -2,9 +2,8 @@
 
 import json
 import os
-import subprocess
-import sys
 
+import fresh_process
 import numpy as np
 import pytest
 import torch
@@ -118,11 +117,8 @@ def test_a_home_that_cannot_be_written_costs_a_warning(model, tmp_path):
     folder, photos = save(model, tmp_path / "model"), write_photos(tmp_path / "photos", ["train", "test"])
     env = {name: value for name, value in os.environ.items() if name not in ("JEM_HF_CACHE", "HF_HOME")}
     env |= {"HOME": "/dev/null", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "datasets")}
-    command = "from jem_hf.cli import app; app()"
     arguments = ["evaluate", folder, "--dataset", photos, "--prediction-only", "--json"]
-    result = subprocess.run(
-        [sys.executable, "-c", command, *map(str, arguments)], capture_output=True, text=True, env=env
-    )
+    result = fresh_process.run("from jem_hf.cli import app; app()", *map(str, arguments), cwd=tmp_path, env=env)
     assert json.loads(result.stdout)["baselines"], result.stderr
     assert "/dev/null/.cache/jem_hf" in result.stderr and "JEM_HF_CACHE" in result.stderr
 

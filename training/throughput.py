@@ -61,14 +61,14 @@ def measure(recipe: Recipe, splits: dict, values: dict, num_steps: int | None = 
         objectives[name] = {
             "images_per_second": round(batch_size / timer.seconds, 1),
             "bare_images_per_second": round(batch_size / bare_seconds, 1),
-            "gflop_per_image": round(flop / batch_size / 1e9, 2),
-            "matmul_share": round(flop / timer.seconds / rate, 3),
+            "gflop_per_image": float(f"{flop / batch_size / 1e9:.3g}"),
+            "matmul_share": float(f"{flop / timer.seconds / rate:.3g}"),
         }
     images = to_pixels(splits["train"].images[:batch_size])
     return {
         "device": torch.cuda.get_device_name() if on_gpu else "CPU",
         "batch_size": batch_size,
-        "matmul_tflops": round(rate / 1e12, 3),
+        "matmul_tflops": float(f"{rate / 1e12:.3g}"),
         "pairing_ms": round(1e3 * _seconds(lambda: optimal_transport_pairing(torch.randn_like(images), images)), 2),
         "objectives": objectives,
     }

@@ -17,7 +17,7 @@ Square = tuple[float, float, float]
 WHOLE: Square = (0.5, 0.5, 1.0)
 SIDES = tuple(2 ** (-i / 4) for i in range(9))  # of the shorter side, from all of it to a quarter
 NUM_TRIED, NUM_SURE = 8, 32  # images that judge all squares, and the best of them
-NUM_BEST = 6
+NUM_BEST = 3  # from which the search goes on: squares beside the right one are right in their own way
 STEPS = 1 / 6, 1 / 12, 1 / 24  # of the side, by which the best one is moved and its size is changed
 
 
@@ -52,11 +52,14 @@ def find_crop(
         pixels = JemImageProcessor(**settings | {"crop_to": list(crop_to)})(some[:num], return_tensors="pt")
         return model.outlier_distance(pixels["pixel_values"].to(model.device), quick=True).mean().item()
 
+    def refined(square: Square) -> Square:
+        for step in STEPS:
+            square = min(_around(square, step), key=lambda each: distance(each, NUM_TRIED))
+        return square
+
     shape = np.median([np.divide(image.size, min(image.size)) for image in some], 0)
     best = sorted(_squares(*shape), key=lambda square: distance(square, NUM_TRIED))[:NUM_BEST]
-    crop_to = min([WHOLE, *best], key=distance)
-    for step in STEPS:
-        crop_to = min(_around(crop_to, step), key=distance)
+    crop_to = min([WHOLE, *map(refined, best)], key=distance)
     return crop_to, (distance(WHOLE), distance(crop_to))
 
 
