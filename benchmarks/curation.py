@@ -28,7 +28,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from jem_hf import AttributeTensors, JemConfig, JemImageProcessor, JemModel
 from jem_hf.curation.audit import cross_fit
-from jem_hf.curation.balance import fill_combinations
+from jem_hf.curation.balance import combination_log_odds, fill_combinations
 from jem_hf.curation.duplicates import near_duplicates
 from jem_hf.data.avatars import render
 from jem_hf.data.tensors import random_rows
@@ -231,8 +231,16 @@ def balance(args) -> dict:
     thinned = _joined(splits["train"], rest.subset(~kept))
     judged = _joined(test, rest.subset(kept))
     oracle = load_oracle(thinned, config.num_values)
-    filled, reports = thinned, []
-    for places in pairs:
+    filled, reports, p = thinned, [], oracle.predict_proba(judged.images)
+    for text, places, combination in zip(args.combinations, pairs, combinations):
+        wanted = [combination[k] for k in places]
+        real = (judged.labels[:, places] == torch.tensor(wanted)).all(1)
+        counts = (thinned.labels[:, places[0]] * 2 + thinned.labels[:, places[1]]).bincount(minlength=4).view(2, 2)
+        freed = combination_log_odds(p[:, places], counts).argmax(1) == 2 * wanted[0] + wanted[1]
+        plain = (p[:, places].argmax(-1) == torch.tensor(wanted)).all(1)
+        shares = {n: {"real": s[real].float().mean().item(), "others": s[~real].float().mean().item()}
+                  for n, s in (("plain", plain), ("freed", freed))}  # fmt: skip
+        print(json.dumps({"recognised": text, **shares}), flush=True)
         names = [config.attributes[k] for k in places]
         drawn, report = fill_combinations(model, thinned, names, args.per_combination, oracle)
         reports.append(report)

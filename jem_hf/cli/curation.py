@@ -82,7 +82,7 @@ def predict(
     thresholds = _thresholds(network, model, threshold, dataset, given, crop)
     if outlier_score is None:
         outlier_score = output is None and network.has_outlier_score
-    crop_to = load_processor(model, network, crop, images).crop_to
+    crop_to = load_processor(model, network, crop, images, output).crop_to
     tagger = Tagger(model, thresholds=thresholds, given=given, outlier_score=outlier_score, crop_to=crop_to)
     pictures = find_pictures(images, tagger.processor, output)
     if output is None:

@@ -129,12 +129,14 @@ def load_model(name: str) -> JemModel:
         logging.set_verbosity(verbosity)
 
 
-def load_processor(name: str, model: JemModel, crop: str | None, sources: list[str]) -> JemImageProcessor:
+def load_processor(
+    name: str, model: JemModel, crop: str | None, sources: list[str], output: Path | None = None
+) -> JemImageProcessor:
     """The image processor of a model; with `crop` one that cuts images first, see [`parse_crop`]."""
     processor = JemImageProcessor.from_pretrained(name)
     if crop is None:
         return processor
-    crop_to, distances = parse_crop(crop, model, processor, sources)
+    crop_to, distances = parse_crop(crop, model, processor, sources, output)
     if distances is not None:
         square = ",".join(f"{share:g}" for share in crop_to)
         say(f"--crop {square}: how strange the images are falls from {distances[0]:.1f} to {distances[1]:.1f}")

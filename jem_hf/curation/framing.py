@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -46,10 +47,9 @@ def find_crop(
     if not images:
         raise ValueError("no images to find a crop by: give one or more")
     some = [to_rgb(images[i]) for i in random_rows(len(images), NUM_SURE).tolist()]
-    settings = processor.to_dict() | {"crop_to": None}
 
     def distance(crop_to: Square, num: int = NUM_SURE) -> float:
-        pixels = JemImageProcessor(**settings | {"crop_to": list(crop_to)})(some[:num], return_tensors="pt")
+        pixels = processor(some[:num], crop_to=list(crop_to), return_tensors="pt")
         return model.outlier_distance(pixels["pixel_values"].to(model.device), quick=True).mean().item()
 
     def refined(square: Square) -> Square:
@@ -64,7 +64,7 @@ def find_crop(
 
 
 def parse_crop(
-    text: str, model: JemModel, processor: JemImageProcessor, sources: Sequence[str]
+    text: str, model: JemModel, processor: JemImageProcessor, sources: Sequence[str], output: Path | None = None
 ) -> tuple[list[float], tuple[float, float] | None]:
     """
     `crop_to` as a text has it, "x,y,side"; with "auto" the crop that [`find_crop`] finds for some of the pictures of
@@ -81,7 +81,7 @@ def parse_crop(
         check_square(shares)
         return shares, None
     smallest = JemImageProcessor(**processor.to_dict() | {"crop_to": [0.5, 0.5, SIDES[-1]]})  # large enough for all
-    pictures = find_pictures(sources, smallest)
+    pictures = find_pictures(sources, smallest, output)
     images = []
     for i in random_rows(len(pictures), NUM_SURE).tolist():
         with suppress(ValueError):  # broken ones are told of when all are read
