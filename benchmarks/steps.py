@@ -4,7 +4,7 @@ How many network evaluations a good image needs: ways to descend, by oracle agre
     python benchmarks/steps.py --output results                 # first an oracle is trained, once; then half an hour
     python benchmarks/steps.py jem-celeba --dataset FOLDER --ways plain "rising, momentum .5" --steps 12 24
 
-Writes steps.json and steps.png, and prints a table and the cheapest way whose agreement is within one standard error
+Writes steps.json, steps.png and a grid of images for each way, and prints a table and the cheapest way whose agreement is within one standard error
 of the best one.
 """
 
@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from jem_hf import JemImageProcessor, JemModel
 from jem_hf.evaluation.evaluate import with_half_of_novel
@@ -26,6 +25,7 @@ from jem_hf.evaluation.requests import held_out_combinations, requests_by_kind
 from jem_hf.metrics.distances import frechet_distance, kernel_distance
 from jem_hf.models.chains_jem import linear
 from jem_hf.models.sampling_jem import FLOW_TIME
+from jem_hf.plots import image_grid
 from jem_hf.training.splits import load_evaluation_splits
 
 NUM_STEPS = (6, 8, 12, 16, 24, 32)
@@ -54,6 +54,11 @@ COOLED = {
     for name, times in FARTHER.items()
     for heat in (0, 0.05, 0.1, 0.2, 0.3)
 }
+ANCESTRAL = {
+    f"ancestral, eta {eta}, reach {reach}": lambda h, eta=eta, reach=reach: {"eta": eta, "reach": reach}
+    for eta in (0, 0.5, 1, 2, 3, 5, math.inf)
+    for reach in (1, 1.1, 1.2, 1.3, 1.4)
+}
 WAYS = {  # name: arguments of the gradient flow for a mean step of size h
     "plain": lambda h: {"step_size": h},
     "momentum .5": momentum(0.5),
@@ -69,6 +74,8 @@ WAYS = {  # name: arguments of the gradient flow for a mean step of size h
     "plain, bfloat16": lambda h: {"step_size": h},
 }
 
+ALL_WAYS = WAYS | COOLED | ANCESTRAL
+
 
 def draw(model: JemModel, requests: torch.Tensor, way: str, num_steps: int, seed: int = 0):
     """One image a request, from the same noise for every way, and the network evaluations an image took."""
@@ -78,8 +85,11 @@ def draw(model: JemModel, requests: torch.Tensor, way: str, num_steps: int, seed
         nonlocal evaluations
         evaluations += len(output)
 
-    arguments = {"temperature": 0.0} | (WAYS | COOLED)[way](FLOW_TIME / num_steps)
-    settings = dict(num_inference_steps=num_steps, sampler="flow", sampler_kwargs=arguments)
+    arguments = ALL_WAYS[way](FLOW_TIME / num_steps)
+    if way not in ANCESTRAL:
+        arguments = {"temperature": 0.0} | arguments
+    sampler = "ancestral" if way in ANCESTRAL else "flow"
+    settings = dict(num_inference_steps=num_steps, sampler=sampler, sampler_kwargs=arguments)
     handle = model.backbone.register_forward_hook(count)
     try:
         with torch.autocast(model.device.type, torch.bfloat16, enabled="bfloat16" in way):
@@ -109,6 +119,17 @@ def cheapest(results: list[dict]) -> dict:
     enough = mean(best, "agreement") - mean(best, "standard_error")
     good = [result for result in results if mean(result, "agreement") >= enough]
     return min(good, key=lambda result: mean(result, "evaluations"))
+
+
+def row(result: dict) -> str:
+    """One of the Markdown table."""
+    cells = [
+        f"{each['agreement']:.4f} ± {each['standard_error']:.4f}, "
+        f"{each['kernel_distance']:.3f}, {each['frechet_distance']:.1f}"
+        for each in (result[kind] for kind in KINDS)
+    ]
+    evaluations = sum(result[kind]["evaluations"] for kind in KINDS) / len(KINDS)
+    return "| " + " | ".join([result["way"], str(result["num_steps"]), f"{evaluations:.0f}", *cells]) + " |"
 
 
 def plot(results: list[dict], path: Path) -> None:
@@ -149,9 +170,10 @@ def main():
     parser.add_argument("--num-train", type=int, default=20_000, help="avatars that the oracle learns from")
     parser.add_argument("--num-epochs", type=int, default=6, help="of the oracle")
     parser.add_argument("--guidance", type=float, help="if not the model's own")
-    parser.add_argument("--ways", nargs="+", choices=WAYS | COOLED, default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=ALL_WAYS, default=list(WAYS))
     parser.add_argument("--steps", type=int, nargs="+", default=NUM_STEPS)
     args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = JemModel.from_pretrained(args.model).to(device)
     if args.guidance is not None:
@@ -169,29 +191,23 @@ def main():
         kind: rows for kind, (rows, _) in requests_by_kind(test, rest.labels, held_out, args.num_images).items()
     }
     results = []
-    for way, num_steps in tqdm([(way, num_steps) for way in args.ways for num_steps in args.steps]):
+    print(f"Agreement, kernel and Fréchet distance\n\n| way | steps | evaluations | {' | '.join(KINDS.values())} |")
+    print("|---|---:|---:|" + "---|" * len(KINDS))
+    for way, num_steps in product(args.ways, args.steps):
         result = {"way": way, "num_steps": num_steps}
         for kind in KINDS:
             images, evaluations = draw(model, requests[kind].to(device), way, num_steps)
+            if kind == "full":
+                image_grid(JemImageProcessor.to_pil(images[:64])).save(args.output / f"{way}, {num_steps} steps.png")
             mean, error = agreement(oracle, images, requests[kind])
             result[kind] = {"evaluations": evaluations, "agreement": mean, "standard_error": error}
             features = network.extract(images)
             for distance in (kernel_distance, frechet_distance):
                 result[kind][distance.__name__] = distance(features, train_features)
         results.append(result)
-    args.output.mkdir(parents=True, exist_ok=True)
+        print(row(result), flush=True)
     (args.output / "steps.json").write_text(json.dumps(results, indent=1))
     plot(results, args.output / "steps.png")
-    print(f"Agreement, kernel and Fréchet distance\n\n| way | steps | evaluations | {' | '.join(KINDS.values())} |")
-    print("|---|---:|---:|" + "---|" * len(KINDS))
-    for result in results:
-        cells = [
-            f"{each['agreement']:.4f} ± {each['standard_error']:.4f}, "
-            f"{each['kernel_distance']:.3f}, {each['frechet_distance']:.1f}"
-            for each in (result[kind] for kind in KINDS)
-        ]
-        evaluations = sum(result[kind]["evaluations"] for kind in KINDS) / len(KINDS)
-        print("| " + " | ".join([result["way"], str(result["num_steps"]), f"{evaluations:.0f}", *cells]) + " |")
     chosen = cheapest(results)
     print(f"\ncheapest within one standard error of the best: {chosen['way']}, {chosen['num_steps']} steps")
 

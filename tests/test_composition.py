@@ -207,7 +207,13 @@ def test_in_painting_keeps_what_is_known(model, x):
     assert (filled[~known] - x[~known]).abs().mean() > 0.05
 
 
-def test_a_temperature_is_for_drawing_and_no_edit_goes_astray_by_it(model, x):
+NOISY = pytest.mark.parametrize(
+    "noisy", [dict(flow_temperature=0.5, flow_time=3.2), dict(sampler="ancestral")], ids=["temperature", "ancestral"]
+)
+
+
+@NOISY
+def test_noise_along_a_flow_is_for_drawing_and_no_edit_goes_astray_by_it(noisy, model, x):
     """Same start: chains with noise part, and by the same seed they do not; edits are those of a cold flow."""
     asked, start = torch.tensor([[1, -1, 0]]).expand(3, -1), torch.randn(3, 3, 8, 8)
 
@@ -220,14 +226,15 @@ def test_a_temperature_is_for_drawing_and_no_edit_goes_astray_by_it(model, x):
     model.config.free_attributes = "marginalise"
     assert torch.equal(drawn(0), drawn(1))
     cold = edited()
-    model.config.flow_temperature, model.config.flow_time = 0.5, 3.2
+    model.config.update(noisy)
     assert torch.equal(drawn(0), drawn(0)) and not torch.allclose(drawn(0), drawn(1), atol=0.05)
     torch.testing.assert_close(edited(), cold)
 
 
-def test_a_temperature_leaves_every_image_to_its_seed(pipe, model):
+@NOISY
+def test_noise_along_a_flow_leaves_every_image_to_its_seed(noisy, pipe, model):
     """Whatever else is drawn beside it; and from one noise to one request lead images that are all the same."""
-    model.config.flow_temperature, model.config.flow_time = 0.5, 3.2
+    model.config.update(noisy)
     settings = dict(num_images=3, seed=4, return_tensors=True, free_attributes="marginalise")
 
     def drawn(requests, **more):
@@ -240,7 +247,7 @@ def test_a_temperature_leaves_every_image_to_its_seed(pipe, model):
     torch.testing.assert_close(drawn(["~Smiling"]), both[3:])
     between = drawn(["Smiling"], to="Smiling")
     torch.testing.assert_close(between, between[:1].expand_as(between))
-    model.config.flow_temperature = 0.0
+    model.config.update(dict(sampler="flow", flow_temperature=0.0))
     assert not torch.allclose(drawn(["Smiling", "~Smiling"]), both, atol=0.05)
 
 

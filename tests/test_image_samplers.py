@@ -8,7 +8,7 @@ from scipy.stats import chi2, kstest, norm, truncnorm
 from targets import FALSE_ALARM
 
 from jem_hf.models.chains_jem import linear
-from jem_hf.models.image_samplers_jem import flow, hmc, langevin, mala
+from jem_hf.models.image_samplers_jem import ancestral, flow, hmc, langevin, mala
 
 
 def log_gaussian(x):
@@ -125,6 +125,51 @@ def test_a_density_that_is_not_a_number_is_never_entered():
         lambda x: x.log().sum(1) - x.sum(1), torch.ones(500, 1), num_steps=30, step_size=0.5, generator=seeded()
     )
     assert (x > 0).all() and info.energy.isfinite().all() and (info.acceptance == 0).any()
+
+
+class GaussianField:
+    """What Equilibrium Matching teaches of data from N(mean, scale^2), told the time: c(t) E[data - noise | x]."""
+
+    def __init__(self, num_steps, mean=1.5, scale=0.6, decay_start=0.8):
+        self.num_steps, self.mean, self.scale, self.decay_start = num_steps, mean, scale, decay_start
+
+    def renew(self, step, temperature=1.0):
+        self.t = step / self.num_steps
+
+    def __call__(self, x):
+        t, s = self.t, self.scale
+        slope = (t * s**2 - (1 - t)) / (t**2 * s**2 + (1 - t) ** 2)
+        pace = min(1, (1 - t) / (1 - self.decay_start))
+        return pace * (self.mean * x + slope * (x**2 / 2 - t * self.mean * x)).sum(1)
+
+
+@pytest.mark.parametrize("eta, decay_start", [(0.0, 0.8), (0.5, 0.8), (1.0, 0.8), (1.0, 0.5), (linear(1, 0), 0.8)])
+def test_ancestral_steps_sample_the_data_however_much_noise_is_fresh(eta, decay_start):
+    field, start = GaussianField(500, decay_start=decay_start), torch.randn(5000, 1, generator=seeded(1))
+    settings = dict(num_steps=500, eta=eta, decay_start=decay_start, generator=seeded())
+    x, _ = ancestral(field, start, **settings)
+    assert kstest(x[:, 0].numpy(), norm(1.5, 0.6).cdf).pvalue > FALSE_ALARM
+    correlation = torch.corrcoef(torch.stack([x[:, 0], start[:, 0]]))[0, 1]
+    assert correlation > 0.999 if eta == 0 else correlation < 0.9
+
+
+def test_with_all_noise_fresh_ancestral_steps_narrow_the_data():
+    """x <- s E[data | x] + (1 - s) noise, whose variance follows from that of the step before."""
+    num_steps, variance = 20, 1.0
+    for step in range(num_steps):
+        t, s = step / num_steps, (step + 1) / num_steps
+        share = t * 0.36 / (t**2 * 0.36 + (1 - t) ** 2)  # of x - t mean that is the data's
+        variance = s**2 * share**2 * variance + (1 - s) ** 2
+    start = torch.randn(5000, 1, generator=seeded(1))
+    x, _ = ancestral(GaussianField(num_steps), start, num_steps=num_steps, eta=math.inf, generator=seeded())
+    assert kstest(x[:, 0].numpy(), norm(1.5, variance**0.5).cdf).pvalue > FALSE_ALARM and variance < 0.2
+    x, _ = ancestral(log_gaussian, start, num_steps=1, reach=1.3)
+    torch.testing.assert_close(x, -0.3 * start)
+
+
+def test_ancestral_steps_hold_what_they_take_for_the_data_within_bounds():
+    x, _ = ancestral(GaussianField(20), torch.randn(500, 1), num_steps=20, bounds=(-1, 1), generator=seeded())
+    assert x.max() <= 1 and (x == 1).float().mean() > 0.5
 
 
 def test_nesterov_is_its_textbook_recursion():

@@ -16,6 +16,7 @@ IMAGE_SETTINGS = {
     "mala": dict(step_size=0.1),
     "hmc": dict(step_size=0.1, num_leapfrog=3),
     "flow": dict(step_size=0.1, momentum=0.5),
+    "ancestral": dict(),
 }
 
 
@@ -128,7 +129,7 @@ def test_the_energy_is_that_of_the_state(name):
 
 @EVERY_SAMPLER
 def test_a_constant_schedule_is_the_constant_and_schedules_run_from_0_to_1(name):
-    option = "step_size" if name == "flow" else "temperature"
+    option = {"flow": "step_size", "ancestral": "eta"}.get(name, "temperature")
     asked = []
 
     def schedule(progress):

@@ -38,7 +38,7 @@ def generate(
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the chain.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; more obeys more.")] = None,
     free: Annotated[str | None, typer.Option(help="Free attributes: complete, gibbs or marginalise.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="flow, langevin, mala, hmc, mixed_hmc, ...")] = None,
+    sampler: Annotated[str | None, typer.Option(help="flow, ancestral, langevin, mala, hmc, mixed_hmc, ...")] = None,
     sampler_kwargs: Annotated[str | None, typer.Option(help='Its arguments, such as "{step_size: 0.01}".')] = None,
     label_sampler: Annotated[
         str | None, typer.Option(help="How labels that interact are drawn: gibbs or gibbs_with_gradients.")

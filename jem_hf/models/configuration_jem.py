@@ -13,12 +13,12 @@ from .values_jem import BINARY, LARGEST, as_choice, as_float, label_of, value_of
 
 SMALLEST = {
     **dict(image_size=1, num_channels=1, num_inference_steps=1, flow_time=0, flow_temperature=0, step_size=0),
-    "noise_scale": 0,
+    **dict(eta=0, reach=0, noise_scale=0),
     "guidance_scale": -LARGEST,
 }
 CHOICES = {
     "head": ["product", "pairwise", "dot", "mlp"],
-    "sampler": ["flow", "langevin"],
+    "sampler": ["flow", "ancestral", "langevin"],
     "free_attributes": ["marginalise", "gibbs", "complete"],
     "label_sampler": ["gibbs", "gibbs_with_gradients"],
 }
@@ -50,13 +50,17 @@ class JemConfig(OnHub, PreTrainedConfig):
             How features and labels make an energy: `"product"` (labels independent given the image), `"pairwise"`,
             `"dot"` or `"mlp"`, see [`heads_jem`](heads_jem.py).
         sampler (`str`, defaults to `"flow"`):
-            How images are drawn: `"flow"` (gradient flow from normal noise, for energies trained by the warm-up) or
-            `"langevin"` (the paper's chain from uniform noise, for energies trained by contrastive divergence).
+            How images are drawn: `"flow"` or `"ancestral"` (gradient flow from normal noise, as it is or with a part
+            of the noise drawn anew in each step, for energies trained by the warm-up) or `"langevin"` (the paper's
+            chain from uniform noise, for energies trained by contrastive divergence).
         num_inference_steps (`int`, defaults to 16): Steps of the generating chain.
         flow_time (`float`, defaults to 1.6): Sum of the step sizes of the flow.
         flow_temperature (`float`, defaults to 0.0):
             Of the flow at its start, falling to 0: noise that makes details of what is a blend without it, and wants
             more steps and twice the time or more.
+        eta (`float`, defaults to 1.0), reach (`float`, defaults to 1.0):
+            Of ancestral steps, how much noise is drawn anew and how far they go, see
+            [`ancestral`](image_samplers_jem.py).
         step_size (`float`, defaults to 4.0): Step of the Langevin chain, in pixels of [-1, 1] or codes.
         noise_scale (`float`, defaults to 0.002): Noise of the Langevin chain, in pixels of [-1, 1] or codes.
         guidance_scale (`float`, defaults to 2.0): g in `log p(x) + g log p(y|x)`.
@@ -93,6 +97,8 @@ class JemConfig(OnHub, PreTrainedConfig):
     num_inference_steps: int = 16
     flow_time: float | int = 1.6
     flow_temperature: float | int = 0.0
+    eta: float | int = 1.0
+    reach: float | int = 1.0
     step_size: float | int = 4.0
     noise_scale: float | int = 0.002
     guidance_scale: float | int = 2.0

@@ -224,10 +224,12 @@ class SamplingMixin:
                 "step_size": flow_steps(num_steps, config.flow_time),
                 "temperature": linear(config.flow_temperature, 0.0),
             },
+            "ancestral": {"eta": config.eta, "reach": config.reach},
             "langevin": {"step_size": config.step_size, "noise_scale": config.noise_scale},
         }
         if self.bounds is not None:
-            defaults["langevin"]["bounds"] = self.bounds
+            for name in ("ancestral", "langevin"):
+                defaults[name]["bounds"] = self.bounds
         settings = defaults.get(sampler, {}) | (sampler_kwargs or {})
         check_arguments(sampler, settings)
         return {"sampler": sampler, "num_steps": num_steps, "guidance_scale": scale, **settings}
@@ -246,10 +248,11 @@ class SamplingMixin:
         self, strength: float | None, masked: bool, num_steps: int | None = None, guidance_scale: float | None = None
     ) -> dict:
         """Arguments of [`run_chain`](sampling_jem.py) for [`edit`]: the end of a chain, from this much noise on."""
-        if num_steps is None and not masked and self.config.sampler == "flow":
+        is_flow = self.config.sampler != "langevin"
+        if num_steps is None and not masked and is_flow:
             num_steps = self.edits.steps
-        settings = self.chain_settings(num_steps, guidance_scale)
-        if settings["sampler"] == "flow":  # short and cold: what is kept of an image would be lost in noise
+        settings = self.chain_settings(num_steps, guidance_scale, "flow" if is_flow else None)
+        if is_flow:  # short and cold: what is kept of an image would be lost in noise
             time = min(self.config.flow_time, FLOW_TIME)
             settings |= {"step_size": flow_steps(settings["num_steps"], time), "temperature": 0.0}
         way, at_data = self._way(settings)
@@ -277,7 +280,7 @@ class SamplingMixin:
         num_steps, size = settings["num_steps"], settings["step_size"]
         sizes = [size(progress_of(step, num_steps)) if callable(size) else size for step in range(num_steps)]
         total = sum(sizes)
-        at_data = 1 / max(1.0, total) if self.config.sampler == "flow" else 1.0
+        at_data = 1 / max(1.0, total) if settings["sampler"] == "flow" else 1.0
         return [sum(sizes[: step + 1]) / total if total else 1.0 for step in range(num_steps)], at_data
 
 

@@ -176,7 +176,8 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         complete = free == "complete" and image is None
         requests = zip(requested, weights, generators)
         starts = [self._start(*request, num=num, to=to, complete=complete) for request in requests]
-        if (arguments.get("sampler", config.sampler), config.head) == ("flow", "product") and free != "gibbs":
+        is_flow = arguments.get("sampler", config.sampler) in ("flow", "ancestral")
+        if is_flow and config.head == "product" and free != "gibbs":
             # what draws nothing along its chain, or by its start alone, can share one with others
             starts = _regrouped(starts, batch_size)
             generators = [None] * len(starts)

@@ -42,9 +42,9 @@ def flow_steps(num_steps: int, flow_time: float = FLOW_TIME) -> Schedule:
 def initial_noise(
     sampler: str, shape: tuple[int, ...], device: torch.device | None = None, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Where a chain starts: standard normal pixels for `"flow"`, uniform ones in [-1, 1] for `"langevin"`."""
+    """Where a chain starts: uniform pixels in [-1, 1] for `"langevin"`, standard normal ones for all others."""
     noise = torch.empty(shape, device=device)
-    return noise.normal_(generator=generator) if sampler == "flow" else noise.uniform_(-1, 1, generator=generator)
+    return noise.uniform_(-1, 1, generator=generator) if sampler == "langevin" else noise.normal_(generator=generator)
 
 
 @dataclass(frozen=True)
