@@ -4,8 +4,8 @@ How many network evaluations a good image needs: ways to descend, by oracle agre
     python benchmarks/steps.py --output results                 # first an oracle is trained, once; then half an hour
     python benchmarks/steps.py jem-celeba --dataset FOLDER --ways plain "rising, momentum .5" --steps 12 24
 
-Writes steps.json, steps.png and a grid of images for each way, and prints a table and the cheapest way whose agreement is within one standard error
-of the best one.
+Writes steps.json, steps.png and a grid of images for each way, and prints a table and the cheapest way whose agreement
+is within one standard error of the best one.
 """
 
 import argparse
@@ -56,8 +56,8 @@ COOLED = {
 }
 ANCESTRAL = {
     f"ancestral, eta {eta}, reach {reach}": lambda h, eta=eta, reach=reach: {"eta": eta, "reach": reach}
-    for eta in (0, 0.5, 1, 2, 3, 5, math.inf)
-    for reach in (1, 1.1, 1.2, 1.3, 1.4)
+    for eta in (0, 1, 2, 4, math.inf)
+    for reach in (1, 1.2, 1.35, 1.5)
 }
 WAYS = {  # name: arguments of the gradient flow for a mean step of size h
     "plain": lambda h: {"step_size": h},

@@ -169,7 +169,7 @@ def test_with_all_noise_fresh_ancestral_steps_narrow_the_data():
 
 def test_ancestral_steps_hold_what_they_take_for_the_data_within_bounds():
     x, _ = ancestral(GaussianField(20), torch.randn(500, 1), num_steps=20, bounds=(-1, 1), generator=seeded())
-    assert x.max() <= 1 and (x == 1).float().mean() > 0.5
+    assert x.max() == 1 and (x == 1).float().mean() > 0.2  # without them most are beyond
 
 
 def test_nesterov_is_its_textbook_recursion():
