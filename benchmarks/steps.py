@@ -73,7 +73,6 @@ WAYS = {  # name: arguments of the gradient flow for a mean step of size h
     "stop at gradient .1": lambda h: {"step_size": h, "tolerance": 0.1},
     "plain, bfloat16": lambda h: {"step_size": h},
 }
-
 ALL_WAYS = WAYS | COOLED | ANCESTRAL
 
 
@@ -85,10 +84,8 @@ def draw(model: JemModel, requests: torch.Tensor, way: str, num_steps: int, seed
         nonlocal evaluations
         evaluations += len(output)
 
-    arguments = ALL_WAYS[way](FLOW_TIME / num_steps)
-    if way not in ANCESTRAL:
-        arguments = {"temperature": 0.0} | arguments
-    sampler = "ancestral" if way in ANCESTRAL else "flow"
+    sampler, own = ("ancestral", {}) if way in ANCESTRAL else ("flow", {"temperature": 0.0})
+    arguments = own | ALL_WAYS[way](FLOW_TIME / num_steps)
     settings = dict(num_inference_steps=num_steps, sampler=sampler, sampler_kwargs=arguments)
     handle = model.backbone.register_forward_hook(count)
     try:

@@ -154,4 +154,5 @@ def test_evaluations_are_counted_and_early_stopping_saves_some(scripts, model):
     requests = torch.zeros(5, 3, dtype=torch.long)
     images, evaluations = scripts.steps.draw(model, requests, "plain", 4)
     assert evaluations == 4 and images.shape == (5, 3, 8, 8) and images.abs().max() <= 1
+    assert scripts.steps.draw(model, requests, "ancestral, eta inf, reach 1.35", 4)[1] == 4
     assert scripts.steps.draw(model, requests, "stop at gradient .3", 4)[1] == 1  # an untrained energy is flat

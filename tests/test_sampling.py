@@ -172,9 +172,9 @@ def test_same_generator_seed_same_chain_and_no_global_randomness():
 
 def test_initial_noise():
     generator = torch.Generator().manual_seed(0)
-    normal = initial_noise("flow", (1000, 3, 4, 4), generator=generator)
+    normals = [initial_noise(name, (1000, 3, 4, 4), generator=generator) for name in ("flow", "ancestral")]
     uniform = initial_noise("langevin", (1000, 3, 4, 4), generator=generator)
-    assert abs(normal.std() - 1) < 0.02
+    assert all(abs(normal.std() - 1) < 0.02 for normal in normals)
     assert uniform.abs().max() <= 1 and abs(uniform.var() - 1 / 3) < 0.01
 
 
