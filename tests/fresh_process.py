@@ -5,6 +5,7 @@ Libraries of Hugging Face, which read the environment when they are imported, ar
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -108,6 +109,9 @@ def answer(client: socket.socket) -> None:
 
 if __name__ == "__main__":
     sys.path.pop(0)  # the folder of this file
+    gc.disable()
     for module in sys.argv[2:]:
         importlib.import_module(module)
+    gc.freeze()  # a collection in a fork would copy the pages of all that has been imported
+    gc.enable()
     serve(sys.argv[1])
