@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -20,28 +21,43 @@ from functools import cache
 from pathlib import Path
 
 HEAVY = (
-    *("torch", "torchvision.transforms.v2", "numpy", "PIL.Image", "pandas", "pyarrow.parquet", "matplotlib.figure"),
-    *("scipy.stats", "scipy.optimize", "sklearn.metrics", "sklearn.linear_model", "yaml", "typer"),
+    *("torch", "torch.distributed.tensor", "torch._dynamo", "torchvision.transforms.v2", "numpy", "PIL.Image"),
+    *("pandas", "pyarrow.parquet", "matplotlib.figure", "scipy.stats", "scipy.optimize", "sklearn.metrics"),
+    *("sklearn.linear_model", "yaml", "typer", "jinja2", "httpx", "fsspec", "dill"),
 )
+COMMAND = "from jem_hf.cli import app; app()"
 
 
-def run(code: str, *arguments: str, cwd: str | Path, env: dict[str, str]) -> subprocess.CompletedProcess:
-    """As `python -c code arguments` would end."""
+def run(
+    code: str, *arguments: str, cwd: str | Path | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
+    """As `python -c code arguments` would end, by default in this folder and environment."""
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        ask = [code, ["-c", *arguments], str(cwd), env]
+        ask = [code, ["-c", *arguments], str(cwd or Path.cwd()), dict(os.environ if env is None else env)]
         returncode = call(_own_server(), ask, [os.open(os.devnull, os.O_RDONLY), output.fileno(), errors.fileno()])
         output.seek(0), errors.seek(0)
         return subprocess.CompletedProcess([*ask[1]], returncode, output.read(), errors.read())
 
 
 def call(address: str, ask: list, files: list[int]) -> int:
-    """Have a server run code with arguments, folder, environment and standard files; how it ended."""
+    """Have a server run code with arguments, folder, environment and standard files; how it ended, -9 if killed."""
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(address)
         content = json.dumps(ask).encode()
         socket.send_fds(server, [len(content).to_bytes(8, "big")], files)
         server.sendall(content)
-        return int(server.recv(9) or 1)
+        return int(server.recv(9) or -signal.SIGKILL)
+
+
+def write_command(path: Path, address: str | None = None, prepare: str = "") -> None:
+    """A file that is `jem-hf`, run by a server, its own by default; `prepare` may change its arguments, `sys.argv`."""
+    path.write_text(
+        f"#!{sys.executable} -S\nimport os, sys\nsys.path.append({str(Path(__file__).parent)!r})\n"
+        f"from fresh_process import call\n{prepare}\n"
+        f"ask = [{COMMAND!r}, sys.argv, os.getcwd(), dict(os.environ)]\n"
+        f"sys.exit(call({address or _own_server()!r}, ask, [0, 1, 2]))\n"
+    )
+    path.chmod(0o755)
 
 
 @contextlib.contextmanager

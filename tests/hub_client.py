@@ -40,6 +40,6 @@ def python(script, cwd, env, without_jem_hf=False):
 
 def jem_hf(*args, cwd, env, code=0):
     """Run a command; returns the process."""
-    run = fresh_process.run("from jem_hf.cli import app; app()", *map(str, args), cwd=cwd, env=env)
+    run = fresh_process.run(fresh_process.COMMAND, *map(str, args), cwd=cwd, env=env)
     assert run.returncode == code, run.stderr[-3000:]
     return run

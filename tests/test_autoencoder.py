@@ -51,7 +51,7 @@ def test_codes_have_the_shape_that_the_config_says(image_size, code_size, channe
 def test_codes_are_standardised_over_the_images_seen():
     torch.manual_seed(0)
     autoencoder = Autoencoder(16, 3, **SMALL).train()
-    x = images(512)
+    x = images(64)
     for _ in range(120):  # the running statistics forget with .95 a step
         autoencoder.encode(x)
     codes = autoencoder.eval().encode(x).transpose(0, 1).flatten(1)

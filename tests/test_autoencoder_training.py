@@ -62,7 +62,7 @@ def test_first_the_autoencoder_then_the_energy(faces, tmp_path):
 
 def test_it_learns_to_give_images_back(faces, tmp_path):
     trainer = make_trainer(
-        faces, tmp_path, autoencoder_steps=200, autoencoder_noise=0.1, autoencoder_learning_rate=2e-2
+        faces, tmp_path, autoencoder_steps=60, autoencoder_noise=0.1, autoencoder_learning_rate=2e-2
     )
     x = faces.images / 127.5 - 1
     train_autoencoder(trainer)

@@ -48,6 +48,10 @@ def test_six_trials(scripts, tiny, tmp_path, monkeypatch):
         to_pil_image(image).save(tmp_path / "data" / f"{i}.png")
         lines.append(f"{i}.png,{'train' if i < 300 else 'test'},{stripe},{int(block > 0)}")
     (tmp_path / "data" / "metadata.csv").write_text("\n".join(lines))
+    shifts = scripts["trials"].SHIFTS
+    monkeypatch.setattr(scripts["trials"], "SHIFTS", {kind: shifts[kind] for kind in ("noisy", "JPEG")})
+    monkeypatch.setattr(scripts["trials"], "NUM_PGD_STEPS", 2)
+    monkeypatch.setattr(scripts["contenders"], "LENGTHS", (0.5, 1.0))
     command = "evidence.py data --model tiny --quick --steps 2 --num-images 16 --output out"
     monkeypatch.setattr(sys, "argv", command.split())
     scripts["evidence"].main()
@@ -70,6 +74,13 @@ def test_six_trials(scripts, tiny, tmp_path, monkeypatch):
     assert len(found["combinations"]["drawn"]) == 2
     for name in found:
         assert (out / f"{name}.png").stat().st_size > 5000
+
+
+def test_a_stronger_shift_takes_images_further(scripts):
+    x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for change, strengths in scripts["trials"].SHIFTS.values():
+        distance = [(change(x, strength) - x).abs().mean().item() for strength in strengths]
+        assert len(distance) == 5 and distance[0] > 0 and distance == sorted(distance)
 
 
 def test_risk_and_coverage(scripts):

@@ -3,9 +3,9 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import fresh_process
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -29,12 +29,18 @@ def jem_hf(*args, cwd=None, code=0, cache=None):
     return result
 
 
-def process(command, cwd=None):
-    """Run a line of bash, in which `jem-hf` is the command, in a process of its own."""
-    python = f"{sys.executable} -c 'from jem_hf.cli import app; app()'"
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    line = ["bash", "-c", command.replace("jem-hf", python)]
-    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
+@pytest.fixture(scope="module")
+def process(tmp_path_factory):
+    """Runs a line of bash, in which `jem-hf` is the command, in a process of its own."""
+    folder = tmp_path_factory.mktemp("bin")
+    fresh_process.write_command(folder / "jem-hf")
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env["PATH"] = f"{folder}{os.pathsep}{env['PATH']}"
+
+    def run(line, cwd=None):
+        return subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=cwd, env=env)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +60,7 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_help_of_every_command():
+def test_help_of_every_command(process):
     commands = process("jem-hf --help").stdout
     for name in ("quickstart", "train", "generate", "edit", "predict", "evaluate", "models", "push"):
         assert name in commands
@@ -225,8 +231,10 @@ def test_a_users_folder_of_images(photos):
 
 def test_release_makes_a_zoo_folder(trained, data):
     script = Path(__file__).parents[1] / "training" / "release.py"
-    command = [sys.executable, script, "out", "jem-avatars", "--dataset", data, "--num-images", "8", "--output", "zoo"]
-    subprocess.run(list(map(str, command)), cwd=trained, check=True, capture_output=True, timeout=300)
+    command = [script, "out", "jem-avatars", "--dataset", data, "--num-images", "8", "--output", "zoo"]
+    code = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
+    run = fresh_process.run(code, *map(str, command), cwd=trained)
+    assert run.returncode == 0, run.stderr
     zoo = trained / "zoo" / "jem-avatars"
     assert ModelCard.load(zoo / "README.md").data.image_size == 16
     names = {path.name for path in zoo.iterdir()}
@@ -289,7 +297,7 @@ def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path, monkeypa
     assert not result.stdout and not list(tmp_path.iterdir())
 
 
-def test_bad_input_in_a_process_has_no_traceback(tmp_path):
+def test_bad_input_in_a_process_has_no_traceback(process, tmp_path):
     result = process("jem-hf generate jem-avatars 'Hat & ~Hat'", cwd=tmp_path)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "contradicts itself: 'Hat'" in result.stderr
@@ -368,7 +376,7 @@ def test_the_users_folder_is_known_in_every_path(args, path, tmp_path, monkeypat
     assert str(tmp_path / path) in result.stderr and "~" not in result.stderr
 
 
-def test_a_reader_that_leaves_is_no_error(tmp_path):
+def test_a_reader_that_leaves_is_no_error(process, tmp_path):
     for i in range(150):  # more words than a pipe holds
         (tmp_path / f"{i}.png").symlink_to(AVATAR)
     result = process("jem-hf predict jem-avatars *.png | head -1; echo ${PIPESTATUS[0]}", cwd=tmp_path)
@@ -417,5 +425,6 @@ for num in (1, 12):
     assert CliRunner().invoke(app, ["predict", "jem-avatars", *files]).exit_code == 0
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
-    one, many = map(int, subprocess.check_output([sys.executable, "-c", code]).split())
+    run = fresh_process.run(code, cwd=tmp_path)
+    one, many = map(int, run.stdout.split())
     assert many - one < 60  # MiB, of 206 that the photographs have together

@@ -11,6 +11,7 @@ import urllib.request
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
+import fresh_process
 import numpy as np
 import pytest
 import torch
@@ -420,5 +421,5 @@ def test_a_space_is_pushed(folder, tmp_path):
 def test_the_page_asks_for_its_package():
     """Without gradio the command says what to install."""
     code = "import sys; sys.modules['gradio'] = None; from jem_hf.cli import app; app()"
-    run = subprocess.run([sys.executable, "-c", code, "demo"], capture_output=True, text=True)
+    run = fresh_process.run(code, "demo")
     assert run.returncode == 2 and "pip install 'jem_hf[demo]'" in run.stderr and "Traceback" not in run.stderr

@@ -8,12 +8,11 @@ are blocks without a language, and those after a line `<!-- not run: why -->`.
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from fresh_process import HEAVY, call, fork_server
+from fresh_process import HEAVY, call, fork_server, write_command
 from hub_client import environment
 from hub_server import HubServer
 from PIL import Image
@@ -25,18 +24,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 BLOCK = re.compile(r"(<!-- not run: [^\n]+ -->\n)?^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
-JEM_HF = f"""#!{sys.executable} -S
-# The command with training, data and chains so small that a test can wait for them; the rest is as the page has it.
-import os, sys
-sys.path.append({str(Path(__file__).parent)!r})
-from fresh_process import call
-
+SMALL = """
+# Training, data and chains so small that a test can wait for them; the rest is as the page has it.
 avatars = "--num_train 60 --num_test 20 --num_novel 20".split()
 small = {{
     "train": [
         *"--max_steps 2 --per_device_train_batch_size 8 --bf16 false --eval_strategy no --save_strategy no".split(),
-        *("--size", "{{shortest_edge: 16}}", "--crop_size", "{{height: 16, width: 16}}"),
-        *("--backbone_kwargs", "{{width: 4, hidden_size: 8}}"),
+        *("--size", "{shortest_edge: 16}", "--crop_size", "{height: 16, width: 16}"),
+        *("--backbone_kwargs", "{width: 4, hidden_size: 8}"),
         *(avatars if sys.argv[2:3] in (["quickstart"], ["jem-avatars"]) else []),
     ],
     "evaluate": [*"--num-images 8 --num-cas 0".split(), *(avatars if "avatars" in sys.argv else [])],
@@ -47,13 +42,11 @@ small = {{
 if sys.argv[1] == "train" and "--autoencoder" not in sys.argv:
     small["train"] += ["--autoencoder", "null"]
 sys.argv += small.get(sys.argv[1], [])
-ask = ["from jem_hf.cli import app; app()", sys.argv, os.getcwd(), dict(os.environ)]
-sys.exit(call(os.environ["SERVER_OF_COMMANDS"], ask, [0, 1, 2]))
 """
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, reader):
     """The folders of a clone, `photos/`, a picture and a trained model."""
     for name in ("model_cards", "training", "docs", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -79,8 +72,7 @@ def folder(tmp_path):
         tmp_path / "runs" / "mine"
     )
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "jem-hf").write_text(JEM_HF)
-    (tmp_path / "bin" / "jem-hf").chmod(0o755)
+    write_command(tmp_path / "bin" / "jem-hf", reader["SERVER_OF_COMMANDS"], SMALL)
     return tmp_path
 
 
@@ -102,7 +94,7 @@ def reader(tmp_path_factory):
     """
     with HubServer({"hf_user": "user"}) as hub:
         env = environment(tmp_path_factory.mktemp("home"), hub.url, "hf_user") | {"PYTHONPATH": str(ROOT)}
-        modules = (*HEAVY, "transformers.trainer", "transformers.pipelines")
+        modules = (*HEAVY, "transformers.trainer", "transformers.pipelines", "datasets", "timm")
         with fork_server("jem_hf.cli", env=env) as commands, fork_server(*modules, env=env) as programs:
             yield env | {"SERVER_OF_COMMANDS": commands, "SERVER_OF_PROGRAMS": programs}
 

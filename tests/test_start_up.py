@@ -1,15 +1,12 @@
 """What is imported when: no package of data and evaluation by training and drawing; registrations follow any order."""
 
-import os
-from pathlib import Path
-
 import fresh_process
 import pytest
 
 
 def run(code: str, *arguments: str) -> list[str]:
     """What a process that has imported nothing of ours prints, by lines."""
-    done = fresh_process.run(code, *arguments, cwd=Path.cwd(), env=dict(os.environ))
+    done = fresh_process.run(code, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

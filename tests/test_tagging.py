@@ -4,11 +4,10 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
+import fresh_process
 import numpy as np
 import pyarrow.csv
 import pyarrow.json
@@ -159,18 +158,14 @@ tag_pictures(tagger, find_pictures(["photos"], tagger.processor), table, batch_s
 
 
 def test_killed_and_called_again(folder, photos, tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-c", KILLED, folder], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    run = fresh_process.run(KILLED, str(folder), cwd=tmp_path)
     assert run.returncode == -9 and not (tmp_path / "tags.parquet").exists()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         result = CliRunner().invoke(app, ["predict", folder, "photos", "-o", "tags.parquet", "--json"])
     assert result.exit_code == 2 and "was made with another data set, given, model, thresholds" in result.stderr
     code = KILLED.replace("done >= 20", "False")
-    subprocess.run(
-        [sys.executable, "-c", code, folder], cwd=tmp_path, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    assert fresh_process.run(code, str(folder), cwd=tmp_path).returncode == 0
     images = read(tmp_path / "tags.parquet")["image"]
     assert len(images) == len(set(images)) == 31
 

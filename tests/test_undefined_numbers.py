@@ -118,7 +118,7 @@ def test_a_home_that_cannot_be_written_costs_a_warning(model, tmp_path):
     env = {name: value for name, value in os.environ.items() if name not in ("JEM_HF_CACHE", "HF_HOME")}
     env |= {"HOME": "/dev/null", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "datasets")}
     arguments = ["evaluate", folder, "--dataset", photos, "--prediction-only", "--json"]
-    result = fresh_process.run("from jem_hf.cli import app; app()", *map(str, arguments), cwd=tmp_path, env=env)
+    result = fresh_process.run(fresh_process.COMMAND, *map(str, arguments), cwd=tmp_path, env=env)
     assert json.loads(result.stdout)["baselines"], result.stderr
     assert "/dev/null/.cache/jem_hf" in result.stderr and "JEM_HF_CACHE" in result.stderr
 
