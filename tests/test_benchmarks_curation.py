@@ -37,12 +37,12 @@ def args(tmp_path, monkeypatch):
     model = JemModel(config)
     model.save_pretrained("tiny")
     model.image_processor().save_pretrained("tiny")
-    split = striped_images(360, seed=1)
+    split = striped_images(600, seed=1)
     (tmp_path / "data").mkdir()
     lines = ["file_name,split,stripe,block"]
     for i, (image, (stripe, block)) in enumerate(zip(split.images, split.labels.tolist())):
         to_pil_image(image).save(tmp_path / "data" / f"{i}.png")
-        lines.append(f"{i}.png,{'train' if i < 270 else 'test'},{stripe},{int(block > 0)}")
+        lines.append(f"{i}.png,{'train' if i < 450 else 'test'},{stripe},{int(block > 0)}")
     (tmp_path / "data" / "metadata.csv").write_text("\n".join(lines))
     return SimpleNamespace(
         model="tiny", dataset="data", num_images=250, epochs=1, steps=8, seeds=1, seed=0, pairwise=False, show=0,

@@ -393,7 +393,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def wait_for(url, server, seconds=180):
+def wait_for(url, server, seconds=900):
     for _ in range(10 * seconds):
         assert server.poll() is None, server.stdout.read().decode()
         try:

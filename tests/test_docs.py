@@ -27,7 +27,7 @@ BLOCK = re.compile(r"(<!-- not run: [^\n]+ -->\n)?^```(\w*)\n(.*?)^```", re.DOTA
 SMALL = """
 # Training, data and chains so small that a test can wait for them; the rest is as the page has it.
 avatars = "--num_train 60 --num_test 20 --num_novel 20".split()
-small = {{
+small = {
     "train": [
         *"--max_steps 2 --per_device_train_batch_size 8 --bf16 false --eval_strategy no --save_strategy no".split(),
         *("--size", "{shortest_edge: 16}", "--crop_size", "{height: 16, width: 16}"),
@@ -38,7 +38,7 @@ small = {{
     "generate": ["--steps", "2"],
     "edit": ["--steps", "2"],
     "quickstart": "--max-steps 2 --num-train 40 --num-images 8".split(),
-}}
+}
 if sys.argv[1] == "train" and "--autoencoder" not in sys.argv:
     small["train"] += ["--autoencoder", "null"]
 sys.argv += small.get(sys.argv[1], [])

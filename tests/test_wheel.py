@@ -15,7 +15,7 @@ CLONE = Path(__file__).parents[1]
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
-    subprocess.run(command, cwd=CLONE, check=True, capture_output=True, timeout=300)
+    subprocess.run(command, cwd=CLONE, check=True, capture_output=True)
     (path,) = folder.glob("*.whl")
     return path
 
