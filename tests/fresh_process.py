@@ -65,7 +65,6 @@ def fork_server(*modules: str, env: dict[str, str] | None = None) -> Iterator[st
     """The address of a server whose processes have imported these modules, in an environment."""
     folder = tempfile.mkdtemp()
     address = f"{folder}/socket"
-    env = (os.environ if env is None else env) | {"OMP_NUM_THREADS": "1"}
     server = subprocess.Popen([sys.executable, __file__, address, *modules], env=env)
     try:
         while not os.path.exists(address):

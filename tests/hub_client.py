@@ -24,7 +24,7 @@ def environment(home, endpoint, token=None, offline=False):
     """Environment variables of a user whose cache is in `home` and whose Hub is at `endpoint`."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "http", "HTTP"))}
     env |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
-    env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    env |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     env |= {"HF_TOKEN": token} if token else {}
     return env | ({"HF_HUB_OFFLINE": "1"} if offline else {})
 

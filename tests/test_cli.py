@@ -34,8 +34,7 @@ def process(tmp_path_factory):
     """Runs a line of bash, in which `jem-hf` is the command, in a process of its own."""
     folder = tmp_path_factory.mktemp("bin")
     fresh_process.write_command(folder / "jem-hf")
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    env["PATH"] = f"{folder}{os.pathsep}{env['PATH']}"
+    env = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""}
 
     def run(line, cwd=None):
         return subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=cwd, env=env)

@@ -35,7 +35,7 @@ def address():
     """Where the page is."""
     code = "from jem_hf.cli import app; app()"
     command = [sys.executable, "-c", code, "demo", "--no-browser"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as server:
         yield server.stdout.readline().split()[0]
         server.terminate()

@@ -20,7 +20,7 @@ from jem_hf.training.autoencoder import train_autoencoder
 KWARGS = dict(objective="joint_cd", chain_free_steps=2, chain_steps=2, buffer_size=16, kl_weight=1.0)
 NUM_GRADIENTS = 150
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-ENV = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+ENV = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def make_trainer(folder, batch_size=4, **kwargs):

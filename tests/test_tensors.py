@@ -1,8 +1,9 @@
 import io
+import subprocess
+import sys
 from itertools import islice
 
 import datasets
-import fresh_process
 import pytest
 import torch
 from dataset_folders import load, write_parquet_folder
@@ -188,5 +189,5 @@ sys.modules["datasets"] = sys.modules["pyarrow"] = None
 from jem_hf import AttributeTensors, JemTrainer
 print(len(AttributeTensors(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 1).long(), ["a"])))
 """
-    result = fresh_process.run(code)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "2", result.stderr

@@ -85,7 +85,7 @@ def load_avatars(
 
     Split novel holds faces that match one of `NOVEL_COMBINATIONS`, the others none; one of 0 faces is left out. The
     faces of a smaller split are the first of a larger one. `num_proc` defaults to the number of cores,
-    or less where a process would render fewer than 500; further keywords go to `Dataset.from_generator`.
+    further keywords go to `Dataset.from_generator`.
 
     Returns:
         `DatasetDict` with the column "image" (`size` x `size` pixels) and one bool column an attribute.
@@ -101,7 +101,7 @@ def load_avatars(
             _generate_examples,
             features=datasets.Features(features),
             gen_kwargs=dict(indices=_split_indices(split, num_images, seed), seed=seed, size=size, revision=_REVISION),
-            num_proc=min(num_proc or min(os.cpu_count() or 1, -(-num_images // 500)), num_images),
+            num_proc=min(num_proc or os.cpu_count() or 1, num_images),
             cache_dir=cache_dir,
             split=datasets.NamedSplit(split),
             **kwargs,
