@@ -1,5 +1,7 @@
 import gc
+import math
 import os
+import time
 
 gc.disable()  # collections find nothing while modules are imported, and are a third of the time that this takes
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -12,6 +14,23 @@ import torch
 from jem_hf import AttributeTensors, JemConfig, JemModel
 
 torch.set_num_threads(1)
+START = time.monotonic()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--minutes", type=float, default=math.inf, help="after these begin no test")
+
+
+def pytest_collection_modifyitems(items):
+    """Slow ones last, so that they are those that --minutes leave out."""
+    items.sort(key=lambda item: "slow" in item.keywords)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    minutes = item.config.getoption("minutes")
+    if time.monotonic() - START >= 60 * minutes:
+        pytest.skip(f"{minutes:g} minutes have passed")
 
 
 def pytest_collection_finish():

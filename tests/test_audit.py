@@ -41,6 +41,7 @@ def striped_model():
     return JemModel(config).eval()
 
 
+@pytest.mark.slow
 def test_flipped_labels_are_found_by_models_that_did_not_learn_them(striped_model):
     split = striped_images(400, seed=5)
     truth = split.labels.clone()

@@ -60,6 +60,7 @@ def test_first_the_autoencoder_then_the_energy(faces, tmp_path):
     assert_same(weights_of(JemModel.from_pretrained(tmp_path).autoencoder), learnt)
 
 
+@pytest.mark.slow
 def test_it_learns_to_give_images_back(faces, tmp_path):
     trainer = make_trainer(
         faces, tmp_path, autoencoder_steps=60, autoencoder_noise=0.1, autoencoder_learning_rate=2e-2
@@ -71,6 +72,7 @@ def test_it_learns_to_give_images_back(faces, tmp_path):
     assert error < 0.25 * (x - x.mean(0)).square().mean()  # a tenth of it is noise of single pixels
 
 
+@pytest.mark.slow
 def test_the_phase_logs_evaluates_and_resumes_exactly(faces, tmp_path):
     settings = dict(autoencoder_steps=6, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=3)
     settings |= dict(autoencoder_adversarial_weight=0.1)
@@ -139,6 +141,7 @@ def test_a_critics_gradient_is_as_long_as_its_share_says():
     torch.testing.assert_close((found - own) / (found - own).norm(), added / added.norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["warmup", "joint_cd", "logistic", "jem", "classifier"])
 def test_objectives_see_codes_and_resume_exactly(faces, tmp_path, objective):
     model = model_of_codes()

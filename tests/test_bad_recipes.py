@@ -36,6 +36,7 @@ def refused(call):
         assert str(error).strip()
 
 
+@pytest.mark.slow
 @quick
 @given(st.text() | st.text("[]{}:&*!|>-? \n\t'\"ab1") | st.binary(max_size=40))
 def test_any_text_is_a_recipe_or_refused(path, text):
@@ -68,6 +69,7 @@ def test_a_field_has_its_type_or_is_refused_by_name(path, field, value):
     assert kind is bool or kind is None or not isinstance(found, bool)
 
 
+@pytest.mark.slow
 @quick
 @given(fields, st.text("ab1e-.:[]{}&*!'\" ", max_size=9))
 def test_any_override_is_understood_or_refused(field, text):
@@ -176,6 +178,7 @@ def test_broken_cards_are_named(cards, front, message):
     assert zoo.model_info("jem-utzappos").card["image_size"] == 64
 
 
+@pytest.mark.slow
 @settings(quick, max_examples=300)
 @given(
     st.dictionaries(st.sampled_from(["image_size", "tags", "attributes", "files", "model-index", "license"]), anything)

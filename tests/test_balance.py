@@ -61,6 +61,7 @@ def thinned():
     return split.subset(keep)
 
 
+@pytest.mark.slow
 def test_combinations_are_filled_and_what_others_do_not_see_is_dropped(painter, thinned, tmp_path):
     oracle = load_oracle(thinned, (2, 3), cache_dir=tmp_path)  # which has seen four of the one and none of the other
     stranger = load_oracle(striped_images(600, seed=0), (2, 3), cache_dir=tmp_path)

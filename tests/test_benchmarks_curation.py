@@ -56,6 +56,7 @@ def test_copies_are_found(script, args):
     assert found["found_of_50"]["5% brighter"] >= 48
 
 
+@pytest.mark.slow
 def test_flips_are_looked_for_by_every_method(script, args):
     pytest.importorskip("cleanlab")
     found = script.audit(args)
@@ -69,6 +70,7 @@ def test_flips_are_looked_for_by_every_method(script, args):
         assert all(0 <= number <= 1 for row in rows.values() for number in row.values())
 
 
+@pytest.mark.slow
 def test_remedies_are_compared_on_the_same_images(script, args):
     found = script.balance(args)
     drawn = {each["request"]: each for each in found["drawn"][0]}

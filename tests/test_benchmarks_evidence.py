@@ -36,6 +36,7 @@ def tiny():
     return JemModel(config)
 
 
+@pytest.mark.slow
 def test_six_trials(scripts, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JEM_HF_CACHE", str(tmp_path / "cache"))

@@ -172,6 +172,7 @@ def test_errors_of_a_chain_come_through():
         list(watch(run, threading.Event(), shown))
 
 
+@pytest.mark.slow
 def test_a_visitor_stops_no_other_ones_chain(actions):
     from jem_hf.demo.page import _drawing
 
@@ -358,6 +359,7 @@ def test_names_cannot_write_html():
     }
 
 
+@pytest.mark.slow
 def test_a_space_has_all_that_runs_the_page(tmp_path):
     """The Space of the bundled model, served from its own files by a Python that finds no jem_hf elsewhere."""
     write_space(JemModel.from_pretrained("jem-avatars"), tmp_path / "space", "faces")
@@ -403,6 +405,7 @@ def wait_for(url, server, seconds=900):
     raise TimeoutError(url)
 
 
+@pytest.mark.slow
 def test_a_space_is_pushed(folder, tmp_path):
     with HubServer() as hub:
         env = environment(tmp_path / "home", hub.url, "hf_alice")
@@ -418,6 +421,7 @@ def test_a_space_is_pushed(folder, tmp_path):
         assert hub.repos["alice/page"].private
 
 
+@pytest.mark.slow
 def test_the_page_asks_for_its_package():
     """Without gradio the command says what to install."""
     code = "import sys; sys.modules['gradio'] = None; from jem_hf.cli import app; app()"

@@ -25,6 +25,8 @@ if CHROMIUM is None and not os.environ.get("CI"):
 
 from playwright.sync_api import expect, sync_playwright  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 600_000  # milliseconds, for machines that do much else
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 812}
 expect.set_options(timeout=PATIENCE)

@@ -17,6 +17,8 @@ from jem_hf import AttributeTensors, JemConfig, JemImageProcessor, JemModel, Jem
 from jem_hf.evaluation.generation import draw
 from jem_hf.training.autoencoder import train_autoencoder
 
+pytestmark = pytest.mark.slow
+
 KWARGS = dict(objective="joint_cd", chain_free_steps=2, chain_steps=2, buffer_size=16, kl_weight=1.0)
 NUM_GRADIENTS = 150
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -94,11 +94,13 @@ def reader(tmp_path_factory):
     """
     with HubServer({"hf_user": "user"}) as hub:
         env = environment(tmp_path_factory.mktemp("home"), hub.url, "hf_user") | {"PYTHONPATH": str(ROOT)}
-        modules = (*HEAVY, "transformers.trainer", "transformers.pipelines", "datasets", "timm")
-        with fork_server("jem_hf.cli", env=env) as commands, fork_server(*modules, env=env) as programs:
+        libraries = (*HEAVY, "transformers.trainer", "transformers.pipelines", "datasets", "timm")
+        own = ("torchmetrics.image.fid", "resvg_py", "dicebear", "jem_hf.cli")
+        with fork_server(*libraries, *own, env=env) as commands, fork_server(*libraries, env=env) as programs:
             yield env | {"SERVER_OF_COMMANDS": commands, "SERVER_OF_PROGRAMS": programs}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_code_of_a_page_runs(page, folder, reader):
     env = reader | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}

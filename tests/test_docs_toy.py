@@ -114,6 +114,7 @@ def test_only_the_mixed_backbone_lets_coordinates_interact():
     assert mixed_difference("product, mixed") > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training, num_steps", [(toy.train_by_contrastive_divergence, 40), (toy.warm_up, 80)])
 def test_a_short_training_comes_nearer(training, num_steps):
     torch.manual_seed(0)
@@ -154,6 +155,7 @@ def test_log_z_of_a_gaussian():
         assert found == pytest.approx(log(2 * pi * 0.2**2), abs=0.06)
 
 
+@pytest.mark.slow
 def test_the_command_prints_tables_and_writes_figures(tmp_path):
     tiny = "--steps 4 --chains 5 --chain-steps 3 --temperatures 3".split()
     command = [sys.executable, DOCS / "toy.py", *tiny, "--output", tmp_path / "figures"]

@@ -240,6 +240,7 @@ def test_classification_accuracy_score_of_a_model_that_draws_the_real_images(mod
     assert 0 < score["real"]["accuracy"] < 1
 
 
+@pytest.mark.slow
 def test_whole_report_card_and_pictures(model, tensors, tmp_path):
     model.config.novel_combinations = [{"Smiling": False, "Hair": "red"}, {"Smiling": True, "Hat": True}]
     splits = {"train": tensors, "test": tensors.subset(slice(0, 30)), "novel": tensors.subset(slice(20, 48))}

@@ -78,6 +78,7 @@ def test_large_pictures_are_read_large_enough_for_the_crop(tmp_path):
     assert min(find_pictures([tmp_path], processor).read(picture).size) * 0.125 >= 64
 
 
+@pytest.mark.slow
 def test_a_command_finds_what_the_model_knows_and_cuts_it_out(photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     jem_hf = CliRunner().invoke

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from jem_hf import JemImageProcessor, JemModel
 from jem_hf.training.recipes import load_recipe, load_splits
 
+pytestmark = pytest.mark.slow
+
 TRAINING = Path(__file__).parents[1] / "training"
 ABSENT = ["datasets", "evaluate", "pyarrow", "torchmetrics", "typer"]
 WITHOUT = f"""

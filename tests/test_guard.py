@@ -170,6 +170,7 @@ def test_a_restless_state_is_no_good_state(config, tensors, tmp_path):
     assert [snapshot.step for snapshot in trainer.guard.snapshots] == [0, 20]
 
 
+@pytest.mark.slow
 def test_resume_is_exact_with_alarms_before_and_after(tmp_path):
     """Killed between two alarms: the same good states, limits and alarms as without."""
     from jem_hf import JemConfig
@@ -211,7 +212,7 @@ def test_command_ends_with_one_line(tmp_path):
         objective="joint_cd", chain_steps=2, buffer_size=8, max_steps=5, guard_energy_gap=0.0, guard_alarms=1,
         per_device_train_batch_size=8, output_dir=str(tmp_path / "run"), use_cpu=True, disable_tqdm=True,
     )  # fmt: skip
-    dataset = dict(name_or_path="avatars", num_train=16, num_test=8, cache_dir=str(tmp_path / "cache"))
+    dataset = dict(name_or_path="avatars", num_train=16, num_test=8, num_novel=8, cache_dir=str(tmp_path / "cache"))
     recipe = dict(
         dataset=dataset,
         image_processor={"size": 8, "crop_size": 8},

@@ -14,6 +14,8 @@ from jem_hf import JemConfig, JemImageProcessor, JemModel
 from jem_hf.hub.cards import BEGIN, write_card
 from jem_hf.models.hub_jem import code_files
 
+pytestmark = pytest.mark.slow
+
 REPO = "alice/tiny"
 PUSH = """
 import jem_hf

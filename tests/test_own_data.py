@@ -11,6 +11,8 @@ from huggingface_hub import ModelCard
 
 from jem_hf.hub.cards import BEGIN, END
 
+pytestmark = pytest.mark.slow
+
 TRAIN = """
 --name_or_path photos --output_dir runs/mine --max_steps 4 --eval_steps 2 --per_device_train_batch_size 4
 --warmup_steps 1 --min_frequency 0 --sample_grid 2

@@ -13,6 +13,8 @@ from transformers import AutoModel, AutoModelForImageClassification, pipeline
 import jem_hf
 from jem_hf.models.hub_jem import TASK, code_files
 
+pytestmark = pytest.mark.slow
+
 EVERYTHING = """
 from transformers import AutoImageProcessor, AutoModel, pipeline
 from PIL import Image

@@ -31,6 +31,7 @@ import faults  # noqa: E402
 EVERY_KIND = ("SIGKILL", "SIGTERM", "full disk")
 
 
+@pytest.mark.slow
 def test_killed_four_times_it_ends_in_the_same_bits(tmp_path):
     result = faults.run(tmp_path, num_faults=4, kinds=EVERY_KIND, num_steps=30, seed=3)
     assert [fault["kind"] for fault in result["faults"]].count("SIGKILL") > 0
@@ -62,6 +63,7 @@ trainer.train()
 """
 
 
+@pytest.mark.slow
 def test_full_file_system(tmp_path):
     """A file system of 1 MB, all checkpoints kept: it is full at some step, and what was complete is still there."""
     disk = tmp_path / "disk"

@@ -235,6 +235,7 @@ print(json.dumps(results))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is set by what /proc says")
 def test_out_of_memory_halves_the_batch(tmp_path):
     """In a process whose address space may grow by so many bytes; a batch of 32 takes about 40 MB."""

@@ -3,6 +3,8 @@
 import fresh_process
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def run(code: str, *arguments: str) -> list[str]:
     """What a process that has imported nothing of ours prints, by lines."""

@@ -86,6 +86,7 @@ def test_what_no_tagger_can_do(folder, arguments, message):
         Tagger(folder, **arguments)
 
 
+@pytest.mark.slow
 def test_a_data_set_is_mapped_by_several_processes(folder, photos):
     files = sorted(map(str, photos.glob("more/*.png")))
     rows = datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image())
@@ -157,6 +158,7 @@ tag_pictures(tagger, find_pictures(["photos"], tagger.processor), table, batch_s
 """
 
 
+@pytest.mark.slow
 def test_killed_and_called_again(folder, photos, tmp_path):
     run = fresh_process.run(KILLED, str(folder), cwd=tmp_path)
     assert run.returncode == -9 and not (tmp_path / "tags.parquet").exists()

@@ -113,6 +113,7 @@ def test_one_split_is_divided_as_in_training(model, tmp_path, monkeypatch):
     assert report["num_images"] == 1 and "baselines" in report
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written_costs_a_warning(model, tmp_path):
     folder, photos = save(model, tmp_path / "model"), write_photos(tmp_path / "photos", ["train", "test"])
     env = {name: value for name, value in os.environ.items() if name not in ("JEM_HF_CACHE", "HF_HOME")}

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hub_client import environment, jem_hf, python
 
+pytestmark = pytest.mark.slow
+
 CLONE = Path(__file__).parents[1]
 
 
