@@ -59,6 +59,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_help_of_every_command(process):
     commands = process("jem-hf --help").stdout
     for name in ("quickstart", "train", "generate", "edit", "predict", "evaluate", "models", "push"):
@@ -148,6 +149,11 @@ def test_edit(trained):
     grid = Image.open(trained / "edited.png").convert("L")  # below the mask it is the photograph, from dark to bright
     rows = [grid.getpixel((grid.width // 2, round(y * grid.height))) for y in (0.6, 0.75, 0.9)]
     assert rows == pytest.approx([153, 191, 230], abs=12)
+    jem_hf("edit", trained / "out", *common, "--mask", "mask.png", "--crop", "0.5,0.55,0.25", cwd=trained)
+    grid = Image.open(trained / "edited.png").convert("L")  # rows 17 to 27, of which the mask leaves the last seven
+    assert grid.getpixel((grid.width // 2, round(0.9 * grid.height))) == pytest.approx(166, abs=12)
+    result = jem_hf("edit", trained / "out", *common, "--crop", "auto", cwd=trained, code=2)
+    assert "one image does not tell its crop" in result.stderr
 
 
 def test_predict_with_known_labels(trained):
@@ -183,6 +189,7 @@ def data(trained):
     return folder
 
 
+@pytest.mark.slow
 def test_evaluate(trained, data):
     result = jem_hf(
         "evaluate", trained / "out", "--dataset", data, "--num-images", "8", "--output", "report", "--json",
@@ -208,6 +215,7 @@ def photos(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_users_folder_of_images(photos):
     """Train, evaluate and generate; what was held out of training is asked for in evaluation."""
     where = dict(cwd=photos.parent, cache=photos.parent / "cache")
@@ -228,6 +236,7 @@ def test_a_users_folder_of_images(photos):
     assert (photos.parent / "grid.png").exists()
 
 
+@pytest.mark.slow
 def test_release_makes_a_zoo_folder(trained, data):
     script = Path(__file__).parents[1] / "training" / "release.py"
     command = [script, "out", "jem-avatars", "--dataset", data, "--num-images", "8", "--output", "zoo"]
@@ -240,6 +249,7 @@ def test_release_makes_a_zoo_folder(trained, data):
     assert {"model.safetensors", "config.json", "preprocessor_config.json", "samples.png"} <= names
 
 
+@pytest.mark.slow
 def test_quickstart_at_tiny_size(trained):
     result = jem_hf(
         "quickstart", "--max-steps", "2", "--num-train", "40", "--num-images", "8", "--output", "quick", "--json",
@@ -296,6 +306,7 @@ def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path, monkeypa
     assert not result.stdout and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_bad_input_in_a_process_has_no_traceback(process, tmp_path):
     result = process("jem-hf generate jem-avatars 'Hat & ~Hat'", cwd=tmp_path)
     assert result.returncode == 2 and "Traceback" not in result.stderr
@@ -375,6 +386,7 @@ def test_the_users_folder_is_known_in_every_path(args, path, tmp_path, monkeypat
     assert str(tmp_path / path) in result.stderr and "~" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_no_error(process, tmp_path):
     for i in range(150):  # more words than a pipe holds
         (tmp_path / f"{i}.png").symlink_to(AVATAR)
@@ -411,6 +423,7 @@ def test_what_comes_before_a_broken_file_is_printed(trained, colours):
     assert str(colours[19]) in result.stderr and not result.stdout  # seen before any work
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_photographs(tmp_path):
     photograph = Image.effect_noise((100, 100), 60).resize((3000, 2000)).convert("RGB")
     for i in range(12):

@@ -186,6 +186,27 @@ def test_a_mask_is_trimmed_as_its_photograph(model, tmp_path):
         pipe("Hat", image=Image.new("RGB", (32, 16)), mask=edge)
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_what_is_edited_is_the_square_that_is_named(model, tmp_path, saved):
+    crop_to = [0.75, 0.5, 0.5]
+    processor = JemImageProcessor(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
+    processor.crop_to = crop_to if saved else None
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    pipe = pipeline("attribute-conditional-generation", model=str(tmp_path))
+    photograph = Image.effect_noise((64, 32), 60).convert("RGB")
+    mask = Image.new("L", (64, 32))
+    mask.paste(255, (40, 8, 48, 16))
+    square = (40, 8, 56, 24)
+    arguments = {"return_tensors": True, "seed": 0}
+    cut = pipe("Hat", image=photograph, mask=mask, **arguments, **({} if saved else {"crop_to": crop_to}))
+    whole = {"crop_to": [0.5, 0.5, 1]} if saved else {}
+    expected = pipe("Hat", image=photograph.crop(square), mask=mask.crop(square), **arguments, **whole)
+    assert torch.equal(cut[0]["pixel_values"], expected[0]["pixel_values"])
+    small = photograph.resize((8, 8))  # of the model's size: it has been cut
+    assert torch.equal(pipe._pixels(small), processor(small, crop_to=None, return_tensors="pt")["pixel_values"])
+
+
 def test_edits_of_arrays_are_those_of_the_image(model):
     pipe = pipeline("attribute-conditional-generation", model=model)
     array = np.random.default_rng(0).integers(0, 256, (20, 12, 3), dtype=np.uint8)

@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
+from ..curation.framing import parse_square
 from ..models.image_processing_jem import open_image
 from ..models.pipeline_jem import AttributeConditionalGenerationPipeline
 from ..models.requests_jem import crossed
 from ..plots import image_grid
 from ..training.recipes import read_yaml
 from .shared import (
+    Crop,
     ImageFile,
     Json,
     Model,
@@ -75,11 +77,15 @@ def edit(
     output: ImageFile = "edited.png",
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the chain from pure noise.")] = None,
+    crop: Crop = None,
     as_json: Json = False,
 ) -> None:
     """Change attributes of an image, or fill in what a mask covers."""
     check_image_file(output)
-    images = dict(image=open_image(image), mask=None if mask is None else open_image(mask))
+    if crop == "auto":
+        raise ValueError(f"one image does not tell its crop: jem-hf predict {model} FOLDER --crop auto prints it")
+    images: dict = dict(image=open_image(image), mask=None if mask is None else open_image(mask))
+    images["crop_to"] = None if crop is None else parse_square(crop)
     arguments = dict(num_images=num_images, strength=strength, seed=seed, num_inference_steps=steps)
     _draw(model, request, output, as_json, guidance_scale=guidance, hold_scale=hold, **images, **arguments)
 

@@ -74,12 +74,7 @@ def parse_crop(
         ValueError: a text that is neither, or no picture that can be read.
     """
     if text != "auto":
-        try:
-            shares = [float(share) for share in text.split(",")]
-        except ValueError:
-            raise ValueError(f"a crop is auto or x,y,side such as 0.5,0.5,1, not {text!r}") from None
-        check_square(shares)
-        return shares, None
+        return parse_square(text), None
     smallest = JemImageProcessor(**processor.to_dict() | {"crop_to": [0.5, 0.5, SIDES[-1]]})  # large enough for all
     pictures = find_pictures(sources, smallest, output)
     images = []
@@ -88,6 +83,16 @@ def parse_crop(
             images.append(pictures.read(pictures.names[i]))
     crop_to, distances = find_crop(model, images, processor)
     return [round(share, 3) for share in crop_to], distances
+
+
+def parse_square(text: str) -> list[float]:
+    """`crop_to` from "x,y,side". Raises `ValueError` for other texts."""
+    try:
+        shares = [float(share) for share in text.split(",")]
+    except ValueError:
+        raise ValueError(f"a crop is auto or x,y,side such as 0.5,0.5,1, not {text!r}") from None
+    check_square(shares)
+    return shares
 
 
 def _squares(*shape: float) -> list[Square]:

@@ -1,11 +1,11 @@
 """`pipeline("attribute-conditional-generation")`: requests and noise, a chain, images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from transformers import Pipeline
 
 from .image_processing_jem import (
@@ -14,6 +14,7 @@ from .image_processing_jem import (
     cut_square,
     open_image,
     read_image,
+    square_at,
     subject_square,
     to_mask,
 )
@@ -25,7 +26,7 @@ BATCH_SIZE = 64
 MAX_SEED = 2**64 - 1
 WHOLE_NUMBERS = ("num_images", "num_candidates", "num_inference_steps", "batch_size")
 OF_DRAWINGS = ("free_attributes", "sampler", "sampler_kwargs", "label_sampler")
-OF_EDITS = ("strength", "hold_scale", "mask")
+OF_EDITS = ("strength", "hold_scale", "mask", "crop_to")
 OF_ALL = (*WHOLE_NUMBERS, "guidance_scale", "to", "image", "seed", "generator", "callback", "outlier_score")
 
 
@@ -64,6 +65,7 @@ class AttributeConditionalGenerationPipeline(Pipeline):
             image (`PIL.Image`, path, URL, array or tensor):
                 Edited as each request says, what it does not name being held; see [`open_image`].
             mask (as `image`): Of the image's size, white where pixels are drawn anew.
+            crop_to (`Sequence[float]`): The square of the image that is edited, see [`square_at`].
             strength, hold_scale (`float`): See [`JemModel.edit`].
             seed (`int`) or generator (`torch.Generator`): Of all randomness; every request starts from one seed.
             outlier_score (`bool`, defaults to False): Add the `outlier_score` of each image, where the model has it.
@@ -111,30 +113,36 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         if "to" in given:
             given["to"] = parse_request(given["to"], self.model.config)
         if "image" in given:
-            image = read_image(given["image"])
-            given["image"] = self._pixels(image)
+            image, crop_to = read_image(given["image"]), given.pop("crop_to", None)
+            if crop_to is None and not self._is_cut(image):
+                crop_to = self.model.image_processor().crop_to
+            given["image"] = self._pixels(_square(image, crop_to))
             if "mask" in given:
-                given["mask"] = self._mask(given["mask"], image)
+                given["mask"] = self._mask(given["mask"], image, crop_to)
         return {}, given, {} if return_tensors is None else {"return_tensors": return_tensors}
+
+    def _is_cut(self, image: Image.Image) -> bool:
+        return image.size == (self.model.config.image_size,) * 2
 
     def _pixels(self, image: Image.Image, like: Image.Image | None = None) -> torch.Tensor:
         """(1, C, H, W) in [-1, 1]; an image of the model's size is taken as it is, a mask is cut `like` its image."""
-        processor, pixels, cut = self.model.image_processor(), pil_to_tensor(image), {}
-        if image.size == (self.model.config.image_size,) * 2:
-            cut = {"do_resize": False, "do_center_crop": False, "do_trim": False}
+        processor, pixels, cut = self.model.image_processor(), pil_to_tensor(image), {"crop_to": None}
+        if self._is_cut(image):
+            cut |= {"do_resize": False, "do_center_crop": False, "do_trim": False}
         elif like is not None and processor.do_trim:
-            pixels, cut = cut_square(pixels, subject_square(pil_to_tensor(like))), {"do_trim": False}
+            pixels, cut["do_trim"] = cut_square(pixels, subject_square(pil_to_tensor(like))), False
         return processor(pixels, return_tensors="pt", **cut)["pixel_values"].to(self.model.device)
 
-    def _mask(self, mask: ImageSource, image: Image.Image) -> torch.Tensor:
+    def _mask(self, mask: ImageSource, image: Image.Image, crop_to: Sequence[float] | None = None) -> torch.Tensor:
         """(1, 1, H, W), True where pixels are drawn anew: cut and resized as the image is."""
         opened = open_image(mask)
         if opened.size != image.size:
             sizes = "{}x{} pixels and its image {}x{}".format(*opened.size, *image.size)
             raise ValueError(f"the mask has {sizes}: make both of one size")
-        inside = self._pixels(to_mask(opened), like=image).mean(1, keepdim=True) > 0
+        like = _square(image, crop_to)
+        inside = self._pixels(_square(to_mask(opened), crop_to), like=like).mean(1, keepdim=True) > 0
         if not inside.any():
-            raise ValueError("the mask has nothing white in the part of the image that the model sees, its centre")
+            raise ValueError("the mask has nothing white in the part of the image that the model sees")
         return inside
 
     def preprocess(self, compositions: list[Composition]) -> dict[str, torch.Tensor]:
@@ -277,6 +285,10 @@ def _checked(given: dict) -> dict:
                 raise ValueError(f"sampler_kwargs is a dict such as {{'step_size': 0.01}}, not {shown(value)}")
             given[name] = {key: as_python(each) for key, each in value.items()}
     return given
+
+
+def _square(image: Image.Image, crop_to: Sequence[float] | None) -> Image.Image:
+    return image if crop_to is None else to_pil_image(square_at(pil_to_tensor(image), crop_to))
 
 
 def _regrouped(starts: list[dict], size: int) -> list[dict]:
