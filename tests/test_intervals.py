@@ -111,6 +111,7 @@ def test_intervals_cover_at_their_confidence():
     assert all(164 <= count <= 194 for count in covered.values()), covered
 
 
+@pytest.mark.slow
 def test_interval_of_a_calibration_error_is_without_its_upward_bias():
     """The error of a calibrated model is 0: of 100 intervals around a number above it most reach down to it."""
     rng, held = np.random.default_rng(7), 0

@@ -135,6 +135,7 @@ def narrow(x):
     return -0.5 * (x / 0.05).square().sum(1)
 
 
+@pytest.mark.slow
 def test_forward_and_reverse_bracket_a_hard_case_and_close_in():
     """With few temperatures the bounds are apart by many nats; each crosses the truth by c with probability e^-c."""
     truth = 32 * math.log(0.05 * math.sqrt(2 * math.pi))
@@ -252,6 +253,7 @@ def test_bits_of_a_gaussian_are_those_of_its_cells():
     assert bits["high"] == pytest.approx(exact + (0.1 + margin) / math.log(2), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_model_over_the_box(model, tensors):
     """A network with labels: both directions agree, without global randomness or gradients of parameters."""
     shape = (8, 3, 8, 8)

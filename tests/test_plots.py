@@ -95,6 +95,7 @@ def test_more_than_three_models_stand_in_two_rows(tmp_path):
         assert five.width == three.width and five.height > 1.8 * three.height
 
 
+@pytest.mark.slow
 def test_matplotlib_is_imported_only_to_draw_and_never_its_global_state(tmp_path):
     code = (
         "import sys, numpy as np; from jem_hf import plots; assert 'matplotlib' not in sys.modules;"

@@ -32,6 +32,7 @@ def test_fifo_of_a_batch_that_wraps_around():
     assert held(store) == [6, 7, 3, 4, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 3, 4])
 def test_reservoir_keeps_each_with_the_same_probability(batch_size):
     generator = torch.Generator().manual_seed(0)

@@ -263,6 +263,7 @@ OBJECTIVES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_new_attribute_is_learnt_and_the_teacher_keeps_the_old_one(trained, data, tmp_path, objective):
     settings = {"objective": objective, **OBJECTIVES[objective]}

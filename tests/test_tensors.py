@@ -182,6 +182,7 @@ def test_a_stream_of_local_files_is_divided_and_counted_as_the_recipe_says(folde
         assert torch.equal(stream.images, tensors.images) and torch.equal(stream.labels, tensors.labels)
 
 
+@pytest.mark.slow
 def test_training_core_works_where_datasets_is_not_installed():
     code = """
 import sys, torch

@@ -8,6 +8,7 @@ from urllib.request import urlopen
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import ImagesKwargs
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling
@@ -56,10 +57,8 @@ def open_image(
                     image.draft(None, (min_size, min_size))
                 return _upright(image, max_pixels)
         except Exception as error:  # of many kinds: PIL's and those of its decoders
-            reason, name = (
-                str(error) or type(error).__name__,
-                "" if isinstance(source, bytes) else f" {str(source)[:200]!r}",
-            )
+            reason = str(error) or type(error).__name__
+            name = "" if isinstance(source, bytes) else f" {str(source)[:200]!r}"
             raise ValueError(f"cannot read the image{name}: {reason}") from error
     return _upright(source if isinstance(source, Image.Image) else _from_array(source, channels), max_pixels)
 
@@ -135,6 +134,11 @@ def square_at(image: torch.Tensor, crop_to: Sequence[float]) -> torch.Tensor:
     return image[:, top : top + side, left : left + side]
 
 
+def cropped(image: Image.Image, crop_to: Sequence[float] | None) -> Image.Image:
+    """A square of an image, see [`square_at`]."""
+    return image if crop_to is None else to_pil_image(square_at(pil_to_tensor(image), crop_to))
+
+
 def _corners(image: torch.Tensor) -> torch.Tensor:
     """(C, 4)"""
     return image[:, [0, 0, -1, -1], [0, -1, 0, -1]]
@@ -169,8 +173,7 @@ def _upright(image: Image.Image, max_pixels: int | None = None) -> Image.Image:
     width, height = image.size
     if min(width, height) < 1 or max(width, height) >= MAX_ASPECT_RATIO * min(width, height):
         raise ValueError(f"{width}x{height} pixels are no picture: its sides are below {MAX_ASPECT_RATIO} to 1")
-    limit = max_pixels or Image.MAX_IMAGE_PIXELS
-    if limit and width * height > limit:
+    if (limit := max_pixels or Image.MAX_IMAGE_PIXELS) and width * height > limit:
         raise ValueError(f"{width}x{height} pixels are more than {limit}: make the image smaller")
     image.load()
     image = ImageOps.exif_transpose(image)
@@ -257,9 +260,8 @@ class JemImageProcessor(OnHub, TorchvisionBackend):
     do_convert_rgb = True
 
     def to_dict(self):
-        content = super().to_dict()
-        content.pop("auto_map", None)  # names code: of the folder that it was loaded from
-        return content
+        # without what names code: of the folder that it was loaded from
+        return {name: value for name, value in super().to_dict().items() if name != "auto_map"}
 
     def fetch_images(self, images):
         """Images of all kinds that [`open_image`] takes, lists of them, and batches in one array, scaled alike."""

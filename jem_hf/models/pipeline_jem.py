@@ -5,16 +5,16 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import Pipeline
 
 from .image_processing_jem import (
     ImageSource,
     JemImageProcessor,
+    cropped,
     cut_square,
     open_image,
     read_image,
-    square_at,
     subject_square,
     to_mask,
 )
@@ -113,21 +113,17 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         if "to" in given:
             given["to"] = parse_request(given["to"], self.model.config)
         if "image" in given:
-            image, crop_to = read_image(given["image"]), given.pop("crop_to", None)
-            if crop_to is None and not self._is_cut(image):
-                crop_to = self.model.image_processor().crop_to
-            given["image"] = self._pixels(_square(image, crop_to))
+            image, size = read_image(given["image"]), (self.model.config.image_size,) * 2
+            crop_to = given.pop("crop_to", None if image.size == size else self.model.image_processor().crop_to)
+            given["image"] = self._pixels(cropped(image, crop_to))
             if "mask" in given:
                 given["mask"] = self._mask(given["mask"], image, crop_to)
         return {}, given, {} if return_tensors is None else {"return_tensors": return_tensors}
 
-    def _is_cut(self, image: Image.Image) -> bool:
-        return image.size == (self.model.config.image_size,) * 2
-
     def _pixels(self, image: Image.Image, like: Image.Image | None = None) -> torch.Tensor:
         """(1, C, H, W) in [-1, 1]; an image of the model's size is taken as it is, a mask is cut `like` its image."""
         processor, pixels, cut = self.model.image_processor(), pil_to_tensor(image), {"crop_to": None}
-        if self._is_cut(image):
+        if image.size == (self.model.config.image_size,) * 2:
             cut |= {"do_resize": False, "do_center_crop": False, "do_trim": False}
         elif like is not None and processor.do_trim:
             pixels, cut["do_trim"] = cut_square(pixels, subject_square(pil_to_tensor(like))), False
@@ -139,8 +135,8 @@ class AttributeConditionalGenerationPipeline(Pipeline):
         if opened.size != image.size:
             sizes = "{}x{} pixels and its image {}x{}".format(*opened.size, *image.size)
             raise ValueError(f"the mask has {sizes}: make both of one size")
-        like = _square(image, crop_to)
-        inside = self._pixels(_square(to_mask(opened), crop_to), like=like).mean(1, keepdim=True) > 0
+        like = cropped(image, crop_to)
+        inside = self._pixels(cropped(to_mask(opened), crop_to), like).mean(1, keepdim=True) > 0
         if not inside.any():
             raise ValueError("the mask has nothing white in the part of the image that the model sees")
         return inside
@@ -285,10 +281,6 @@ def _checked(given: dict) -> dict:
                 raise ValueError(f"sampler_kwargs is a dict such as {{'step_size': 0.01}}, not {shown(value)}")
             given[name] = {key: as_python(each) for key, each in value.items()}
     return given
-
-
-def _square(image: Image.Image, crop_to: Sequence[float] | None) -> Image.Image:
-    return image if crop_to is None else to_pil_image(square_at(pil_to_tensor(image), crop_to))
 
 
 def _regrouped(starts: list[dict], size: int) -> list[dict]:
