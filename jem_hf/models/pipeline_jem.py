@@ -122,7 +122,8 @@ class AttributeConditionalGenerationPipeline(Pipeline):
 
     def _pixels(self, image: Image.Image, like: Image.Image | None = None) -> torch.Tensor:
         """(1, C, H, W) in [-1, 1]; an image of the model's size is taken as it is, a mask is cut `like` its image."""
-        processor, pixels, cut = self.model.image_processor(), pil_to_tensor(image), {"crop_to": None}
+        processor, pixels = self.model.image_processor(), pil_to_tensor(image)
+        cut: dict[str, bool | None] = {"crop_to": None}
         if image.size == (self.model.config.image_size,) * 2:
             cut |= {"do_resize": False, "do_center_crop": False, "do_trim": False}
         elif like is not None and processor.do_trim:
