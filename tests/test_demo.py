@@ -1,31 +1,23 @@
-"""What the page does, without a page: drawings, links, chains that stop, tags, edits, and the files of a Space."""
+"""What the page does, without a page: drawings, links, chains that stop, tags and edits."""
 
 import base64
 import io
 import re
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
-import fresh_process
 import numpy as np
 import pytest
 import torch
-from hub_client import environment, jem_hf
-from hub_server import HubServer
-from huggingface_hub import ModelCard
 from PIL import Image
 
-from jem_hf import JemModel
 from jem_hf.demo.actions import Actions, asked, compare, open_image, results, shared_labels, wanted
 from jem_hf.demo.chain import MAX_IMAGES, MAX_SEED, Drawing, watch
 from jem_hf.demo.html import bars, energy_among, is_unusual, percent, png_url, share_below
 from jem_hf.evaluation.outliers import energy_quantiles
-from jem_hf.hub.space import write_space
 
 
 @pytest.fixture
@@ -357,73 +349,3 @@ def test_names_cannot_write_html():
     assert Image.open(io.BytesIO(content_of(png_url(Image.new("RGB", (2, 2)), {"request": "Bärt"})))).text == {
         "request": "Bärt"
     }
-
-
-@pytest.mark.slow
-def test_a_space_has_all_that_runs_the_page(tmp_path):
-    """The Space of the bundled model, served from its own files by a Python that finds no jem_hf elsewhere."""
-    write_space(JemModel.from_pretrained("jem-avatars"), tmp_path / "space", "faces")
-    card = ModelCard.load(tmp_path / "space" / "README.md").data.to_dict()
-    assert (card["sdk"], card["app_file"], card["license"]) == ("gradio", "app.py", "apache-2.0")
-    requirements = (tmp_path / "space" / "requirements.txt").read_text()
-    assert "torch" in requirements and "timm" in requirements and "pytest" not in requirements
-    port = free_port()
-    blocked = "accelerate datasets matplotlib scipy sklearn torchmetrics evaluate dicebear resvg_py".split()
-    start = f"""
-import runpy, sys
-sys.path[0] = sys.argv[1]
-for name in {blocked}: sys.modules[name] = None
-sys.argv = [sys.argv[1] + "/app.py"]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-    env = environment(tmp_path / "home", "http://127.0.0.1:9", offline=True)
-    env |= {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
-    command = [sys.executable, "-c", start, str(tmp_path / "space")]
-    server = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        assert b"faces" not in wait_for(f"http://127.0.0.1:{port}/", server)
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def free_port():
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def wait_for(url, server, seconds=900):
-    for _ in range(10 * seconds):
-        assert server.poll() is None, server.stdout.read().decode()
-        try:
-            return urllib.request.urlopen(url).read()
-        except OSError:
-            time.sleep(0.1)
-    raise TimeoutError(url)
-
-
-@pytest.mark.slow
-def test_a_space_is_pushed(folder, tmp_path):
-    with HubServer() as hub:
-        env = environment(tmp_path / "home", hub.url, "hf_alice")
-        jem_hf("push", folder, "page", "--space", "--private", cwd=tmp_path, env=env)
-        files = hub.files("alice/page")
-        assert {
-            "app.py",
-            "README.md",
-            "requirements.txt",
-            "model/model.safetensors",
-            "jem_hf/hub/zoo.py",
-        } <= files.keys()
-        assert hub.repos["alice/page"].private
-
-
-@pytest.mark.slow
-def test_the_page_asks_for_its_package():
-    """Without gradio the command says what to install."""
-    code = "import sys; sys.modules['gradio'] = None; from jem_hf.cli import app; app()"
-    run = fresh_process.run(code, "demo")
-    assert run.returncode == 2 and "pip install 'jem_hf[demo]'" in run.stderr and "Traceback" not in run.stderr

@@ -204,7 +204,10 @@ def test_what_is_edited_is_the_square_that_is_named(model, tmp_path, saved):
     expected = pipe("Hat", image=photograph.crop(square), mask=mask.crop(square), **arguments, **whole)
     assert torch.equal(cut[0]["pixel_values"], expected[0]["pixel_values"])
     small = photograph.resize((8, 8))  # of the model's size: it has been cut
-    assert torch.equal(pipe._pixels(small), processor(small, crop_to=None, return_tensors="pt")["pixel_values"])
+    taken = [pipe("Hat", image=small, **arguments, **crop) for crop in ({}, {"crop_to": [0.5, 0.5, 1]})]
+    assert torch.equal(taken[0][0]["pixel_values"], taken[1][0]["pixel_values"])
+    with pytest.raises(ValueError, match="three shares of an image"):
+        pipe("Hat", image=photograph, crop_to=0.5)
 
 
 def test_edits_of_arrays_are_those_of_the_image(model):

@@ -12,7 +12,6 @@ from ..models.requests_jem import crossed
 from ..plots import image_grid
 from ..training.recipes import read_yaml
 from .shared import (
-    Crop,
     ImageFile,
     Json,
     Model,
@@ -77,7 +76,7 @@ def edit(
     output: ImageFile = "edited.png",
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the chain from pure noise.")] = None,
-    crop: Crop = None,
+    crop: Annotated[str | None, typer.Option(help="Edit a square of the image: x,y,side as shares of it.")] = None,
     as_json: Json = False,
 ) -> None:
     """Change attributes of an image, or fill in what a mask covers."""

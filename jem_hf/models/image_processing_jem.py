@@ -110,8 +110,8 @@ def cut_square(image: torch.Tensor, square: tuple[int, int, int] | None) -> torc
 
 def check_square(crop_to: Sequence[float]) -> None:
     """Raise `ValueError` unless this is a centre inside of an image, and a side that it has."""
-    if len(crop_to) != 3 or not all(0 <= share <= 1 for share in crop_to) or not crop_to[2]:
-        shown = ",".join(map(str, crop_to))
+    if np.shape(crop_to) != (3,) or not all(0 <= share <= 1 for share in crop_to) or not crop_to[2]:
+        shown = ",".join(map(str, np.ravel(crop_to)))
         raise ValueError(f"a crop is x, y and side, three shares of an image from 0 to 1 as 0.5,0.5,1, not {shown}")
 
 
