@@ -23,7 +23,7 @@ from jem_hf.evaluation.evaluate import with_half_of_novel
 from jem_hf.evaluation.judges import load_feature_network, load_oracle
 from jem_hf.evaluation.requests import held_out_combinations, requests_by_kind
 from jem_hf.metrics.distances import frechet_distance, kernel_distance
-from jem_hf.models.chains_jem import linear
+from jem_hf.models.chains_jem import linear, normal_like
 from jem_hf.models.sampling_jem import FLOW_TIME
 from jem_hf.plots import image_grid
 from jem_hf.training.splits import load_evaluation_splits
@@ -74,6 +74,12 @@ WAYS = {  # name: arguments of the gradient flow for a mean step of size h
     "plain, bfloat16": lambda h: {"step_size": h},
 }
 ALL_WAYS = WAYS | COOLED | ANCESTRAL
+
+
+def add_noise_to_codes(model: JemModel, scale: float, seed: int = 9) -> None:
+    """Let the model decode with normal noise of this scale, which its decoder takes for texture."""
+    decode, generator = model.decode, torch.Generator(model.device).manual_seed(seed)
+    model.decode = lambda codes: decode(codes + scale * normal_like(codes, generator))
 
 
 def draw(model: JemModel, requests: torch.Tensor, way: str, num_steps: int, seed: int = 0):
@@ -167,6 +173,7 @@ def main():
     parser.add_argument("--num-train", type=int, default=20_000, help="avatars that the oracle learns from")
     parser.add_argument("--num-epochs", type=int, default=6, help="of the oracle")
     parser.add_argument("--guidance", type=float, help="if not the model's own")
+    parser.add_argument("--code-noise", type=float, default=0.0, help="added to codes before they are decoded")
     parser.add_argument("--ways", nargs="+", choices=ALL_WAYS, default=list(WAYS))
     parser.add_argument("--steps", type=int, nargs="+", default=NUM_STEPS)
     args = parser.parse_args()
@@ -175,6 +182,8 @@ def main():
     model = JemModel.from_pretrained(args.model).to(device)
     if args.guidance is not None:
         model.config.guidance_scale = args.guidance
+    if args.code_noise:
+        add_noise_to_codes(model, args.code_noise)
     processor = JemImageProcessor.from_pretrained(args.model)
     fields = {"num_train": str(args.num_train)} if args.dataset == "avatars" else {}
     splits = load_evaluation_splits(args.dataset, processor, model.config, fields)
