@@ -3,6 +3,7 @@ import yaml
 from transformers.utils import logging
 
 from jem_hf import JemTrainingArguments
+from jem_hf.training.devices import has_native_bfloat16
 from jem_hf.training.fields import PATHS, SECTIONS, read_yaml
 from jem_hf.training.recipes import RECIPES, load_recipe, make_trainer, train
 
@@ -103,7 +104,8 @@ def test_home_and_odd_names_in_every_path(tmp_path, monkeypatch):
 
 
 def test_bf16_is_decided_by_the_hardware(tmp_path):
-    assert isinstance(JemTrainingArguments(str(tmp_path), bf16="auto", use_cpu=True).bf16, bool)
+    args = JemTrainingArguments(str(tmp_path), bf16="auto")
+    assert args.bf16 == has_native_bfloat16(args.device)
     with pytest.raises(ValueError, match="bf16 is true, false or auto, not 'maybe'"):
         JemTrainingArguments(str(tmp_path), bf16="maybe")
 

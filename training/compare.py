@@ -2,8 +2,9 @@
 
 Every row trains the network of the recipe celeba-32 for the same time, its steps being timed first, and is judged as
 `jem-hf evaluate` does. With --density it is the energy of jem-celeba, in the codes of that model: one warm-up of
---warmup minutes, from which the rows of all seeds go on for --minutes; rows from scratch have both times. Prints
-Markdown tables and keeps runs and results in --output, where a finished row stays.
+--warmup minutes, from which the rows of all seeds go on for --minutes; rows from scratch have both times. With
+--networks it is the warm-up of jem-celeba by other networks, in the same codes. Prints Markdown tables and keeps runs
+and results in --output, where a finished row stays.
 """
 
 import argparse
@@ -17,11 +18,13 @@ from statistics import mean, median, stdev
 import torch
 from transformers import TrainerCallback
 
-from jem_hf.data.tensors import random_rows
+from jem_hf.data.tensors import AttributeTensors, random_rows
 from jem_hf.evaluation.evaluate import evaluate
 from jem_hf.evaluation.outliers import outlier_detection
 from jem_hf.evaluation.report import write_report
 from jem_hf.models.image_processing_jem import JemImageProcessor, to_pixels
+from jem_hf.models.modeling_jem import JemModel
+from jem_hf.training.objectives import equilibrium_matching
 from jem_hf.training.recipes import load_recipe, load_splits, make_trainer
 
 paper = load_recipe("paper-celeba")
@@ -82,6 +85,18 @@ SCRATCH_ROWS = {  # what does without
     | {"cd_loss": "difference", "chain_steps": 40, "gibbs_every": 2, "kl_weight": 1.0, "entropy_weight": 0.3},
     "from scratch, logistic, broken pictures": ALONE,
     "from scratch, short-run": ALONE | SQUARES | {"chain_start": "noise", "num_inference_steps": 20},
+}
+VIT = {"patch_size": 1, "num_heads": 3}  # every place of a code is a token
+NETWORK_ROWS = {
+    **{
+        f"width {width}, depth {depth}": {"backbone_kwargs": {"width": width, "hidden_size": 512, "depth": depth}}
+        for width, depth in ((128, 2), (96, 2), (160, 2), (128, 1), (128, 4))
+    },
+    "ViT, width 192, 4 blocks": {
+        "backbone": "vit_tiny_patch16_224",
+        "backbone_kwargs": VIT | {"embed_dim": 192, "depth": 4},
+        "learning_rate": 1e-3,
+    },
 }
 JUDGED = {
     "accuracy": lambda r: r["prediction"]["accuracy"],
@@ -172,21 +187,45 @@ def run(contest: Contest, settings: dict, output_dir: Path, minutes: float, seed
     model = trainer.ema.module.eval()
     if model.outliers is not None:
         model.fit_outlier_score(contest.splits["train"].sample(2000).images)
+    matching = matching_of(model, contest.splits["validation"].sample(1000))
     report, pictures = evaluate(model, contest.splits, num_images=192, num_cas=0, baselines=False)
     if contest.others is not None:
         images = contest.splits["test"].images
         report["energy"] |= outlier_detection(model, images, outliers={"others": contest.others})
     write_report(report, pictures, output_dir, model.config)
-    return {"minutes": spent, "steps": trainer.state.global_step, **report}
+    return {"minutes": spent, "steps": trainer.state.global_step, "matching": matching, **report}
 
 
-def contest_of_codes(args) -> tuple[Contest, dict, dict]:
+def matching_of(model: JemModel, images: AttributeTensors) -> float:
+    """The loss of the warm-up on images that were not trained on, with the same noise for every model."""
+    generator, losses = torch.Generator().manual_seed(0), []
+    for pixels, labels in zip(images.images.split(250), images.labels.split(250)):
+        codes = model.encode(to_pixels(pixels)).detach()
+        losses.append(equilibrium_matching(model.label_distribution, codes, labels, generator, 0.8, False))
+    return mean(loss.item() for loss in losses)
+
+
+def contest_of(recipe_name: str, args, settings: dict) -> Contest:
+    recipe = load_recipe(recipe_name, {"name_or_path": args.dataset})
+    splits, values = load_splits(recipe.dataset, JemImageProcessor(**recipe.image_processor))
+    return Contest(recipe_name, splits, values, settings)
+
+
+def contest_of_pixels(args) -> tuple[Contest, dict, dict]:
+    return contest_of("celeba-32", args, {}), ROWS, dict.fromkeys(ROWS, args.minutes)
+
+
+def contest_of_networks(args) -> tuple[Contest, dict, dict]:
+    """The warm-up of jem-celeba in the codes of that model, by several networks."""
+    contest = contest_of("jem-celeba", args, {"autoencoder": args.codes, "objective": "warmup"})
+    return contest, NETWORK_ROWS, dict.fromkeys(NETWORK_ROWS, args.minutes)
+
+
+def contest_of_densities(args) -> tuple[Contest, dict, dict]:
     """The energy of jem-celeba after a warm-up, the rows that go on from it, and the minutes of each."""
-    recipe = load_recipe("jem-celeba", {"name_or_path": args.dataset})
-    processor = JemImageProcessor(**recipe.image_processor)
-    splits, values = load_splits(recipe.dataset, processor)
-    contest = Contest("jem-celeba", splits, values, {"autoencoder": "jem-celeba", "optimal_transport": False})
+    contest = contest_of("jem-celeba", args, {"autoencoder": args.codes, "optimal_transport": False})
     if args.others:
+        processor = JemImageProcessor(**load_recipe("jem-celeba").image_processor)
         images = load_splits({"name_or_path": args.others}, processor)[0]["test"].images
         contest.others = to_pixels(images[random_rows(len(images), 300)])
     first = args.output / "warm-up"
@@ -195,12 +234,6 @@ def contest_of_codes(args) -> tuple[Contest, dict, dict]:
     going_on = {"from_pretrained": str(first), "learning_rate": 5e-4, "objective": "warmup"}
     rows = {name: going_on | settings for name, settings in DENSITY_ROWS.items()} | SCRATCH_ROWS
     return contest, rows, {name: args.minutes + args.warmup * (name in SCRATCH_ROWS) for name in rows}
-
-
-def contest_of_pixels(args) -> tuple[Contest, dict, dict]:
-    recipe = load_recipe("celeba-32", {"name_or_path": args.dataset})
-    splits, values = load_splits(recipe.dataset, JemImageProcessor(**recipe.image_processor))
-    return Contest("celeba-32", splits, values, {}), ROWS, dict.fromkeys(ROWS, args.minutes)
 
 
 def cell(values: list) -> str:
@@ -222,9 +255,10 @@ def print_table(title: str, columns: dict, results: dict[str, list[dict]]) -> No
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", help="CelebA: a folder or Hub id")
-    parser.add_argument(
-        "--density", action="store_true", help="energies of codes, and what they are worth as densities"
-    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--density", action="store_true", help="energies of codes, and what they are worth as densities")
+    what.add_argument("--networks", action="store_true", help="energies of codes by several networks")
+    parser.add_argument("--codes", default="jem-celeba", help="--density, --networks: the model whose codes these are")
     parser.add_argument("--minutes", type=float, default=5.0, help="training time of a row")
     parser.add_argument("--warmup", type=float, default=10.0, help="--density: minutes of the warm-up before the rows")
     parser.add_argument("--seeds", type=int, default=1)
@@ -233,7 +267,8 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("runs/compare"))
     args = parser.parse_args()
 
-    contest, rows, minutes = (contest_of_codes if args.density else contest_of_pixels)(args)
+    of_codes = contest_of_networks if args.networks else contest_of_densities if args.density else None
+    contest, rows, minutes = (of_codes or contest_of_pixels)(args)
     results: dict[str, list[dict]] = {}
     for name in args.rows or rows:
         for seed in range(args.seeds):
@@ -242,10 +277,10 @@ def main():
             if not file.exists():
                 file.write_text(json.dumps(run(contest, rows[name], folder, minutes[name], seed)))
             results.setdefault(name, []).append(json.loads(file.read_text()))
-    spent = {name: lambda r, name=name: r[name] for name in ("minutes", "steps")}
+    spent = {name: lambda r, name=name: r[name] for name in ("minutes", "steps", "matching")}
     print_table("training", spent | JUDGED, results)
     print_table("AUROC by log p(x)", aurocs("log_p_auroc"), results)
-    if args.density:
+    if of_codes:
         print_table("AUROC by the outlier score", aurocs("auroc"), results)
 
 

@@ -98,7 +98,9 @@ class JemTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         if self.bf16 == "auto":
-            self.bf16 = has_native_bfloat16("cuda" if torch.cuda.is_available() and not self.use_cpu else "cpu")
+            on_gpu = torch.cuda.is_available() and not self.use_cpu
+            self.bf16 = has_native_bfloat16("cuda" if on_gpu else "cpu")
+            self.use_cpu |= self.bf16 and not on_gpu  # without it `TrainingArguments` refuses bfloat16 on a CPU
         if not isinstance(self.bf16, bool):
             raise ValueError(f"bf16 is true, false or auto, not {self.bf16!r}")
         if self.greater_is_better is None and self.metric_for_best_model:
