@@ -14,7 +14,18 @@ import pytest
 import torch
 from PIL import Image
 
-from jem_hf.demo.actions import Actions, asked, compare, open_image, results, shared_labels, wanted
+from jem_hf import JemImageProcessor
+from jem_hf.demo.actions import (
+    WHOLE,
+    Actions,
+    asked,
+    compare,
+    enlarged,
+    open_image,
+    results,
+    shared_labels,
+    wanted,
+)
 from jem_hf.demo.chain import MAX_IMAGES, MAX_SEED, Drawing, watch
 from jem_hf.demo.html import bars, energy_among, is_unusual, percent, png_url, share_below
 from jem_hf.evaluation.outliers import energy_quantiles
@@ -216,6 +227,26 @@ def test_tags_are_sorted_and_are_those_of_the_model(actions, picture):
     assert [place for _, place in sorted(zip(scores.values(), places), reverse=True)] == sorted(places)
     assert f"Energy {output.energy.item():.2f}" in page
     assert "usual" not in page.lower()  # nothing is known of the energies of this model
+
+
+def test_a_part_of_an_image_is_seen_as_one_that_was_cut_before(actions, picture, tmp_path):
+    part, cut = (0.4, 0.6, 0.5), str(tmp_path / "cut.png")
+    Image.open(picture).crop((7, 7, 17, 17)).save(cut)  # of 30x20 pixels
+    assert actions.tag(picture, *part) == actions.tag(cut) != actions.tag(picture)
+    (before, after), page = actions.edit(picture, ["Smiling"], [], 0.5, 0, *part)
+    (other_before, other_after), other_page = actions.edit(cut, ["Smiling"], [], 0.5, 0)
+    assert before == other_before and after == other_after and page == other_page
+
+
+def test_an_image_is_cut_as_the_processor_of_the_model_has_it(folder, picture):
+    processor = JemImageProcessor.from_pretrained(folder)
+    processor.crop_to = [0.4, 0.6, 0.5]
+    processor.save_pretrained(folder)
+    actions = Actions(str(folder))
+    assert torch.equal(actions.part(picture, *WHOLE), actions.part(picture, 0.4, 0.6, 0.5))
+    generated = actions.pipeline("Smiling", image=picture, seed=0, strength=0.5)[0]
+    (_, after), _ = actions.edit(picture, ["Smiling"], [], 0.5, 0)
+    assert enlarged(generated["image"]) == after
 
 
 def test_an_energy_is_unusual_beyond_the_test_images(model, actions, picture, tensors):

@@ -212,6 +212,16 @@ def test_tag(visit, face, screenshots):
     assert set(names[: len(present)]) == present
     expect(page.locator("#tagged")).to_contain_text("usual: stranger than")
     page.screenshot(path=screenshots / "demo-tag.png", full_page=True)
+    wide = Image.new("RGB", (192, 192), "gray")  # the face is in a corner of it
+    wide.paste(Image.open(face), (96, 0))
+    wide.save(face.with_name("wide.png"))
+    page = visit()
+    upload(page, "Tag", face.with_name("wide.png"))
+    expect(page.locator("#tagged")).to_contain_text("Unusual: stranger than")
+    page.get_by_role("button", name="Part of the image").locator("visible=true").click()
+    for name, share in (("Centre, across", 0.75), ("Centre, down", 0.25), ("Side", 0.5)):
+        page.get_by_role("spinbutton", name=name).locator("visible=true").fill(str(share))
+    expect(page.locator("#tagged")).to_contain_text("Nothing unusual: stranger than")
     noise = face.with_name("noise.png")
     Image.effect_noise((64, 64), 200).save(noise)
     page = visit()

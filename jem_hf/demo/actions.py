@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..models.configuration_jem import JemConfig
 from ..models.hub_jem import source_folder
-from ..models.image_processing_jem import JemImageProcessor, read_image
+from ..models.image_processing_jem import JemImageProcessor, cropped, read_image
 from ..models.modeling_jem import JemModel
 from ..models.pipeline_jem import AttributeConditionalGenerationPipeline
 from ..models.requests_jem import crossed, format_request, parse_composition, parse_request
@@ -24,6 +24,7 @@ from .chain import MAX_SEED, Drawing, watch
 
 MAX_PIXELS = 40_000_000
 MAX_CELLS = 256  # of a grid
+WHOLE = (0.5, 0.5, 1.0)  # centre and side of the part of an image that is looked at
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 PRESETS = {
     "Sunny smile": "Smiling & Sunglasses & Hat",
@@ -110,9 +111,16 @@ class Actions:
         images = [item["image"] for (item,) in drawn]
         return image_grid(images, len(column_labels), row_labels=row_labels, column_labels=column_labels)
 
-    def tag(self, path: str | None) -> str:
-        """What the model sees in an image file."""
-        pixels = self.pipeline._pixels(open_image(path))
+    def part(self, path: str | None, *crop_to: float) -> torch.Tensor:
+        """The square of an image file that the model sees, (1, C, H, W) in [-1, 1]; see `square_at`."""
+        image, size = open_image(path), (self.config.image_size,) * 2
+        if crop_to == WHOLE and image.size != size:
+            return self.pipeline._pixels(cropped(image, self.pipeline.model.image_processor().crop_to))
+        return self.pipeline._pixels(image if crop_to == WHOLE else cropped(image, crop_to))
+
+    def tag(self, path: str | None, *crop_to: float) -> str:
+        """What the model sees in an image file, or in a part of it."""
+        pixels = self.part(path, *crop_to or WHOLE)
         with torch.no_grad():
             output = self.pipeline.model(pixels)
         energy, scores = output.energy.item(), output.logits.sigmoid()[0].tolist()
@@ -132,14 +140,14 @@ class Actions:
         return f'<div class="pair"><div class="seen">{seen}</div><div>{text}</div></div><h3>Attributes</h3>{bars}'
 
     def edit(
-        self, path: str | None, on: list[str], off: list[str], strength: float, seed: int
+        self, path: str | None, on: list[str], off: list[str], strength: float, seed: int, *crop_to: float
     ) -> tuple[tuple[Image.Image, Image.Image], str]:
-        """The image before and after an edit, both of one size, and what changed as HTML."""
+        """An image, or a part of it, before and after an edit, both of one size, and what changed as HTML."""
         labels = wanted(on, off, self.config)
         if max(labels) < 0:
             raise ValueError("choose at least one attribute to switch on or off")
         request = format_request(labels, self.config)
-        pixels = self.pipeline._pixels(open_image(path))
+        pixels = self.part(path, *crop_to or WHOLE)
         before = JemImageProcessor.to_pil(pixels)[0]
         drawing = replace(self.default, request=request, seed=seed)  # a seed out of its range raises
         after = self.pipeline(request, image=before, strength=strength, seed=drawing.seed)[0]

@@ -14,7 +14,7 @@ import gradio as gr
 from gradio.processing_utils import save_pil_to_cache
 
 import jem_hf.demo
-from jem_hf.demo.actions import Actions, compare, shared_labels
+from jem_hf.demo.actions import WHOLE, Actions, compare, shared_labels
 from jem_hf.demo.chain import MAX_GUIDANCE, MAX_IMAGES, MAX_SEED, MAX_STEPS, Drawing
 from jem_hf.demo.html import readable
 from jem_hf.hub.zoo import list_models, model_info
@@ -195,10 +195,23 @@ def _grid(actions: Actions) -> None:
     button.click(messages()(actions.grid), [rows, columns, request, seed], grid, concurrency_id="chain")
 
 
+def _part() -> list[gr.Slider]:
+    """Which square of an image the model sees, for pictures that are cut otherwise than those of training."""
+    with gr.Accordion("Part of the image", open=False), gr.Row():
+        names = ("Centre, across", "Centre, down", "Side")
+        lows = (0, 0, 0.05)
+        return [
+            gr.Slider(low, 1, value, step=0.01, label=name, min_width=140)
+            for name, low, value in zip(names, lows, WHOLE)
+        ]
+
+
 def _tag(actions: Actions, picture: gr.State) -> None:
-    file = _image_file(picture)
+    file, part = _image_file(picture), _part()
     tagged = gr.HTML(elem_id="tagged")
-    file.change(messages()(lambda path: actions.tag(path) if path else ""), file, tagged, concurrency_id="chain")
+    tag = messages()(lambda path, *crop_to: actions.tag(path, *crop_to) if path else "")
+    events = [each.change for each in (file, *part)]
+    gr.on(events, tag, [file, *part], tagged, concurrency_id="chain", trigger_mode="always_last")
 
 
 def _edit(actions: Actions, picture: gr.State) -> None:
@@ -207,7 +220,7 @@ def _edit(actions: Actions, picture: gr.State) -> None:
     binary = _choices(name for name, values in actions.config.named_values.items() if values is None)
     with gr.Row():
         with gr.Column(min_width=300):
-            file = _image_file(picture)
+            file, part = _image_file(picture), _part()
             on = gr.Dropdown(labels, value=[], multiselect=True, label="Switch on")
             off = gr.Dropdown(binary, value=[], multiselect=True, label="Switch off")
             strength = gr.Slider(0.05, 1, edits.strength, step=0.05, label="Strength: more changes more")
@@ -216,7 +229,8 @@ def _edit(actions: Actions, picture: gr.State) -> None:
         with gr.Column(min_width=300):
             slider = gr.ImageSlider(label="Before and after", interactive=False, format="png", buttons=[])
             edited = gr.HTML(elem_id="edited")
-    button.click(messages()(actions.edit), [file, on, off, strength, seed], [slider, edited], concurrency_id="chain")
+    inputs = [file, on, off, strength, seed, *part]
+    button.click(messages()(actions.edit), inputs, [slider, edited], concurrency_id="chain")
 
 
 def _comparable(model: str) -> list[str]:
