@@ -56,7 +56,7 @@ COOLED = {
 }
 ANCESTRAL = {
     f"ancestral, eta {eta}, reach {reach}": lambda h, eta=eta, reach=reach: {"eta": eta, "reach": reach}
-    for eta in (0, 1, 2, 4, math.inf)
+    for eta in (0, 0.5, 1, 2, 4, math.inf)
     for reach in (1, 1.2, 1.35, 1.5)
 }
 WAYS = {  # name: arguments of the gradient flow for a mean step of size h

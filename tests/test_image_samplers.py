@@ -7,8 +7,9 @@ import torch
 from scipy.stats import chi2, kstest, norm, truncnorm
 from targets import FALSE_ALARM
 
+from jem_hf.models.ancestral_jem import ancestral, first_step, replay
 from jem_hf.models.chains_jem import linear
-from jem_hf.models.image_samplers_jem import ancestral, flow, hmc, langevin, mala
+from jem_hf.models.image_samplers_jem import flow, hmc, langevin, mala
 
 
 def log_gaussian(x):
@@ -130,11 +131,12 @@ def test_a_density_that_is_not_a_number_is_never_entered():
 class GaussianField:
     """What Equilibrium Matching teaches of data from N(mean, scale^2), told the time: c(t) E[data - noise | x]."""
 
-    def __init__(self, num_steps, mean=1.5, scale=0.6, decay_start=0.8):
+    def __init__(self, num_steps, mean=1.5, scale=0.6, decay_start=0.8, first=0):
         self.num_steps, self.mean, self.scale, self.decay_start = num_steps, mean, scale, decay_start
+        self.first = first
 
     def renew(self, step, temperature=1.0):
-        self.t = step / self.num_steps
+        self.t = (self.first + step) / self.num_steps
 
     def __call__(self, x):
         t, s = self.t, self.scale
@@ -165,6 +167,32 @@ def test_with_all_noise_fresh_ancestral_steps_narrow_the_data():
     assert kstest(x[:, 0].numpy(), norm(1.5, variance**0.5).cdf).pvalue > FALSE_ALARM and variance < 0.2
     x, _ = ancestral(log_gaussian, start, num_steps=1, reach=1.3)
     torch.testing.assert_close(x, -0.3 * start)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_replay_moves_what_is_known_as_the_data_moved(eta):
+    """By all of the difference of two means from pure noise, by less of it from less; by nothing where both agree."""
+    known, noise = torch.randn(2, 50, 1, generator=seeded(1))
+
+    def moved(mean, strength):
+        first = first_step(20, strength)
+        before, after = (GaussianField(20, each, first=first) for each in (1.5, mean))
+        settings = dict(num_steps=20, strength=strength, eta=eta, generator=seeded())
+        return replay(before, after, known, noise, **settings)[0] - known
+
+    torch.testing.assert_close(moved(1.5, 0.7), torch.zeros_like(known))
+    torch.testing.assert_close(moved(-0.5, 1.0), torch.full_like(known, -2.0))
+    half, more = moved(-0.5, 0.5), moved(-0.5, 0.8)
+    assert (more > -2).all() and (more < half).all() and (half < 0).all()
+
+
+def test_replay_takes_the_steps_that_are_left():
+    shape, seen = (2, 1), []
+    for strength in (1.0, 0.5, 0.49, 0.01):
+        settings = dict(num_steps=10, strength=strength, callback=lambda x, info: seen.append(info.step))
+        _, info = replay(log_gaussian, log_gaussian, torch.zeros(shape), torch.ones(shape), **settings)
+        assert len(info.step) == 10 - first_step(10, strength)
+    assert [step for step in seen if step == 0] == [0] * 4 and len(seen) == 10 + 5 + 4 + 1
 
 
 def test_ancestral_steps_hold_what_they_take_for_the_data_within_bounds():

@@ -15,6 +15,7 @@ from functools import partial
 
 import torch
 
+from .ancestral_jem import ancestral
 from .chains_jem import (
     Bounds,
     Chain,
@@ -113,51 +114,6 @@ def flow(
             x = x.clamp(*bounds)
         if project is not None:
             x = project(x, step)
-        chain.moved(torch.ones_like(value))
-    return x, chain.info
-
-
-def ancestral(
-    log_density: LogDensity, x: torch.Tensor, *, num_steps: int, eta: Number = 1.0, reach: Number = 1.0,
-    decay_start: float = 0.8, bounds: Bounds | None = None, tolerance: float = 0.0,
-    generator: torch.Generator | None = None, callback: Callable | None = None,
-) -> tuple[torch.Tensor, ChainInfo]:  # fmt: skip
-    """
-    From noise to data in steps that know how much noise is left and draw a part of it anew, for energies trained by
-    Equilibrium Matching as [`flow`] is (DDIM, Song, Meng and Ermon 2021, arXiv 2010.02502, on straight ways).
-
-    At time t, x is `(1 - t) noise + t data`. The gradient was trained to be `c(t) (data - noise)` with
-    `c(t) = min(1, (1 - t) / (1 - decay_start))`, so it tells both. A step goes on to a time past the next one, s, and
-    comes back to s by fresh noise: what it did wrong before drowns in it, where [`flow`] keeps all of its errors.
-
-    Args:
-        eta (`float`, defaults to 1): How much noise is fresh. 0: none. 1: that of the diffusion with the same
-            marginals, so that the chain samples the data if the gradient is exact and the steps are small. More:
-            likelier and more alike. `inf`: all of it, every time. A number or a schedule.
-        reach (`float`, defaults to 1): Factor of the way from x to the data; above 1 for details that an inexact
-            gradient averages away. A number or a schedule.
-        decay_start (`float`, defaults to 0.8): That of the training.
-        bounds (`tuple[float, float]`, *optional*): What is taken for the data is clamped to them.
-
-    Other arguments and returns as [`flow`].
-    """
-    x, chain = x.detach(), Chain(num_steps, callback, tolerance)
-    draw = partial(normal_like, generator=generator) if generator else noise_of_start(x)
-    for step in chain:
-        t, s = step / num_steps, (step + 1) / num_steps
-        renew(log_density, step)
-        x, value, gradient = evaluate(log_density, x)
-        if chain.ends(value, gradient, x):
-            break
-        data = x + chain.at(reach) * max(1 - t, 1 - decay_start) * gradient
-        if bounds is not None:
-            data = data.clamp(*bounds)
-        noise = (x - t * data) / (1 - t)
-        past = 1 - (1 - s) * max(0.0, 1 - chain.at(eta) * (s - t) / (1 - t))
-        x = torch.lerp(noise, data, past) * (s / past)
-        fresh = (1 - s) ** 2 - (s / past * (1 - past)) ** 2
-        if fresh > 0:
-            x = torch.add(x, draw(x), alpha=fresh**0.5)
         chain.moved(torch.ones_like(value))
     return x, chain.info
 

@@ -13,7 +13,7 @@ from .autoencoder_jem import create_autoencoder, load_diffusers, read_config
 from .backbone_jem import create_backbone, init_non_persistent_buffers
 from .calibration_jem import Calibration
 from .configuration_jem import JemConfig
-from .generation_jem import SamplingMixin
+from .editing_jem import EditingMixin
 from .heads_jem import HEADS, cross_entropy
 from .hub_jem import AUTO_MAP, TASK, OnHub, copy_documents, source_folder
 from .image_processing_jem import JemImageProcessor, to_pixels
@@ -52,7 +52,7 @@ class JemOutput(ModelOutput):
     potentials: torch.Tensor | None = None
 
 
-class JemModel(SamplingMixin, CheckedInputs, OnHub, CheckedWeights, PreTrainedModel):
+class JemModel(EditingMixin, CheckedInputs, OnHub, CheckedWeights, PreTrainedModel):
     """
     One energy over images and attributes, `E(x, y) = -log p~(x, y)` (Kelly et al. 2021, arXiv 2108.04227), by one of
     the heads of [`heads_jem`](heads_jem.py).
