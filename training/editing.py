@@ -1,6 +1,7 @@
 """Edits real faces, attribute by attribute, and asks an oracle what it sees: `python training/editing.py FOLDER`.
 
-FOLDER is CelebA in the layout of flwrlabs/celeba. Prints a Markdown table; draws ten faces by six edits.
+FOLDER is CelebA in the layout of flwrlabs/celeba. Prints a Markdown table, of photographs; the picture is of ten faces
+that the model drew itself, for CelebA may not be redistributed.
 """
 
 import argparse
@@ -27,9 +28,9 @@ def switched(labels: torch.Tensor, attribute: int) -> torch.Tensor:
 
 
 def edit(model: JemModel, images: torch.Tensor, requests: torch.Tensor, batch_size: int = 50, **settings):
-    """Edited images, of images (B, C, H, W) uint8."""
+    """Edited images, of images (B, C, H, W) in [-1, 1]."""
     edited = []
-    for x, request in zip(to_pixels(images).split(batch_size), requests.split(batch_size)):
+    for x, request in zip(images.split(batch_size), requests.split(batch_size)):
         edited.append(model.edit(x, request, generator=torch.Generator().manual_seed(0), **settings)[0].clamp(-1, 1))
     return torch.cat(edited)
 
@@ -38,6 +39,11 @@ def same(predicted: torch.Tensor, before: torch.Tensor, without: int | None = No
     """Share of the attributes that an oracle sees as before, one of them left out."""
     kept = torch.arange(before.shape[1]) != (-1 if without is None else without)
     return (predicted == before)[:, kept].float().mean().item()
+
+
+def difference(images: torch.Tensor, photographs: torch.Tensor) -> float:
+    """Root mean square of the pixels' differences, black to white being 1; of images in [-1, 1]."""
+    return (images - photographs).square().mean().sqrt().item() / 2
 
 
 def main():
@@ -49,7 +55,7 @@ def main():
     parser.add_argument("--guidance", type=float, help="weight of the edited attribute")
     parser.add_argument("--hold", type=float, help="weight of all others")
     parser.add_argument("--steps", type=int, help="from pure noise")
-    parser.add_argument("--photographs", action="store_true", help="show them too; CelebA may not be redistributed")
+    parser.add_argument("--photographs", action="store_true", help="show edits of them, not of drawn faces")
     parser.add_argument("--output", type=Path, default=Path("docs/figures/editing.png"))
     args = parser.parse_args()
 
@@ -60,25 +66,28 @@ def main():
     judged, _ = with_half_of_novel(splits["train"], splits["novel"])
     oracle = load_oracle(judged, model.config.num_values)
     test = splits["test"].subset(torch.arange(args.num_images))
-    before = oracle.predict(test.images)
+    before, photographs = oracle.predict(test.images), to_pixels(test.images)
 
-    unedited = edit(model, test.images, torch.full_like(test.labels, -1), **settings)
-    rows = {"no edit": unedited}
-    if args.photographs:
-        rows = {"photograph": to_pixels(test.images), **rows}
-    print("| edit | switched | to yes | to no | others as before |\n|---|---:|---:|---:|---:|")
-    print(f"| none | | | | {same(oracle.predict(unedited), before):.3f} |", flush=True)
+    unedited = edit(model, photographs, torch.full_like(test.labels, -1), **settings)
+    shown = photographs[:10]
+    if not args.photographs:
+        shown = model.generate(test.labels[:10], generator=torch.Generator().manual_seed(1))[0].clamp(-1, 1)
+    rows, seen = {"before": shown}, oracle.predict(shown)
+    print("| edit | switched | to yes | to no | others as before | difference |\n|---|---:|---:|---:|---:|---:|")
+    kept, changed = same(oracle.predict(unedited), before), difference(unedited, photographs)
+    print(f"| none | | | | {kept:.3f} | {changed:.3f} |", flush=True)
     for name in EDITS:
         k = test.attributes.index(name)
-        edited = edit(model, test.images, switched(before, k), **settings)
-        rows[name.replace("_", " ")] = edited
+        edited = edit(model, photographs, switched(before, k), **settings)
+        rows[name.replace("_", " ")] = edit(model, shown, switched(seen, k), **settings)
         predicted = oracle.predict(edited)
         flipped = (predicted != before)[:, k].float()
         numbers = [flipped, flipped[before[:, k] == 0], flipped[before[:, k] == 1]]
         shares = " | ".join(f"{each.mean():.3f}" for each in numbers)
-        print(f"| {name} | {shares} | {same(predicted, before, k):.3f} |", flush=True)
+        kept, changed = same(predicted, before, k), difference(edited, photographs)
+        print(f"| {name} | {shares} | {kept:.3f} | {changed:.3f} |", flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    images = [image for row in rows.values() for image in JemImageProcessor.to_pil(row[:10])]
+    images = [image for row in rows.values() for image in JemImageProcessor.to_pil(row)]
     grid = image_grid(images, num_columns=10, row_labels=list(rows))
     grid.resize((2 * grid.width, 2 * grid.height), Image.Resampling.NEAREST).save(args.output)
 

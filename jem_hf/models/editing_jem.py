@@ -61,17 +61,18 @@ class EditingMixin(SamplingMixin):
         With a mask it draws only inside it (in-painting), from noise, around what is known: pixels outside stay. Where
         the energy is one of codes, all codes that the mask touches are drawn anew.
 
+        Other defaults are those of `edits`.
+
         Args:
             pixel_values (`torch.Tensor` of shape (B, C, H, W)): Images in [-1, 1].
             labels (`torch.LongTensor` of shape (B, K)): What shall change, -1 for all that shall not.
-            strength (`float`): Share of noise at the start, in (0, 1], by default .5, of codes .7; a mask makes it 1.
+            strength (`float`): Share of noise at the start, in (0, 1]; a mask makes it 1.
             mask (`torch.BoolTensor` of shape (B, 1, H, W)): True where pixels are drawn anew.
             num_inference_steps (`int`):
-                From pure noise; less noise takes fewer. By default 24, of codes 36; of Langevin chains, and with a
-                mask, the config's. A flow is short and without noise, whatever the config has for drawings.
-            guidance_scale (`float`):
-                g, by default 32, of codes that are not drawn by "ancestral" 64, with a mask that of the config.
-            hold_scale (`float`): h, by default 2, of codes 4, with a mask 0; above 0 it needs the head "product".
+                From pure noise; less noise takes fewer. With a mask the config's, and of Langevin chains. A flow is
+                short and without noise, whatever the config has for drawings.
+            guidance_scale (`float`): g, with a mask by default that of the config.
+            hold_scale (`float`): h, with a mask by default 0; above 0 it needs the head "product".
             noise, generator, batch_size, callback: See [`generate`].
 
         Returns:
