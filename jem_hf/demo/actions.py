@@ -114,9 +114,8 @@ class Actions:
     def part(self, path: str | None, *crop_to: float) -> torch.Tensor:
         """The square of an image file that the model sees, (1, C, H, W) in [-1, 1]; see `square_at`."""
         image, size = open_image(path), (self.config.image_size,) * 2
-        if crop_to == WHOLE and image.size != size:
-            return self.pipeline._pixels(cropped(image, self.pipeline.model.image_processor().crop_to))
-        return self.pipeline._pixels(image if crop_to == WHOLE else cropped(image, crop_to))
+        own = None if image.size == size else self.pipeline.model.image_processor().crop_to
+        return self.pipeline._pixels(cropped(image, own if crop_to == WHOLE else crop_to))
 
     def tag(self, path: str | None, *crop_to: float) -> str:
         """What the model sees in an image file, or in a part of it."""
